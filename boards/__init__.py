@@ -1,0 +1,1 @@
+"""Kinds of board, and what is put on a board."""

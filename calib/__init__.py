@@ -1,0 +1,1 @@
+"""Calibration sets, value ranges, quantisation."""

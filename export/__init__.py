@@ -1,0 +1,1 @@
+"""Checkpoint to ONNX, split points, edge and server graphs, float TFLite."""

@@ -1,0 +1,73 @@
+"""The model folder: ``model.onnx`` (float32, fixed shapes, simplified, named outputs) and ``model.json``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from export.graph import Graph
+from splitboard.contract.bundle import Task, TensorSpec, file_sha256
+from splitboard.contract.decode import read_json
+from splitboard.contract.errors import UserError
+from splitboard.contract.preprocess import Preprocessing
+
+SCHEMA_VERSION = 1
+MODEL_JSON = "model.json"
+MODEL_ONNX = "model.onnx"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """``model.json``.
+
+    Attributes:
+        schema_version: of this file.
+        name: names the served models.
+        model_sha256: of ``model.onnx``.
+        checkpoint_sha256: of the checkpoint that was exported.
+        tasks: in the order of the outputs.
+        input: the float input, NCHW.
+        preprocessing: from a source image to the input.
+        scopes: module scope by tensor, as in the user's model.
+        parity: by task, max |onnx - torch| / max |torch| on seeded inputs.
+        tool_versions: what made it.
+    """
+
+    schema_version: int
+    name: str
+    model_sha256: str
+    checkpoint_sha256: str
+    tasks: tuple[Task, ...]
+    input: TensorSpec
+    preprocessing: Preprocessing
+    scopes: dict[str, str]
+    parity: dict[str, float]
+    tool_versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model folder, read."""
+
+    info: ModelInfo
+    graph: Graph
+
+
+def load_model(folder: Path) -> Model:
+    """Reads a model folder.
+
+    Raises:
+        UserError: no model there, or ``model.onnx`` is not the one that ``model.json`` was written for.
+    """
+    if not (folder / MODEL_JSON).is_file():
+        raise UserError(
+            f'"{folder}" is not a model folder: it has no {MODEL_JSON}',
+            ["splitboard export CHECKPOINT --model pkg.module:factory --input 1x3x224x224 -o MODEL"],
+        )
+    info = read_json(ModelInfo, folder / MODEL_JSON)
+    path = folder / MODEL_ONNX
+    if not path.is_file() or file_sha256(path) != info.model_sha256:
+        raise UserError(f'"{path}" is not the file that {MODEL_JSON} was written for', ["export the model again"])
+    return Model(info, Graph(onnx.load(path)))

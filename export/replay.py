@@ -1,0 +1,174 @@
+"""An ONNX edge graph as a torch module, node by node, for litert-torch to convert.
+
+litert-torch converts torch modules only, and the graph that was cut, simplified and verified is an ONNX file. So its
+nodes are replayed as torch operations. One explicit table says which operators are known; anything else is refused by
+name. All modules of one model share the tensors of its constants, so that a multi-signature file stores each once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from onnx import NodeProto, helper
+from torch import Tensor, nn
+
+from export.graph import Graph
+from splitboard.contract.errors import UserError
+
+Attributes = Mapping[str, Any]
+Operator = Callable[[Sequence[Tensor], Attributes], Tensor]
+
+
+def _pads(attributes: Attributes) -> tuple[int, int, int, int]:
+    top, left, bottom, right = attributes.get("pads", (0, 0, 0, 0))
+    return top, left, bottom, right
+
+
+def _conv(x: Sequence[Tensor], attributes: Attributes) -> Tensor:
+    top, left, bottom, right = _pads(attributes)
+    image, padding = x[0], (top, left)
+    if (top, left) != (bottom, right):
+        # Written apart, the converter folds it into TensorFlow's SAME padding where it is that.
+        image, padding = F.pad(image, (left, right, top, bottom)), (0, 0)
+    bias = x[2] if len(x) > 2 else None
+    return F.conv2d(
+        image,
+        x[1],
+        bias,
+        attributes.get("strides", (1, 1)),
+        padding,
+        attributes.get("dilations", (1, 1)),
+        attributes.get("group", 1),
+    )
+
+
+def _clip(x: Sequence[Tensor], attributes: Attributes) -> Tensor:
+    low, high = attributes.get("input_1"), attributes.get("input_2")
+    return F.relu6(x[0]) if (low, high) == (0.0, 6.0) else torch.clamp(x[0], low, high)
+
+
+def _gemm(x: Sequence[Tensor], attributes: Attributes) -> Tensor:
+    if attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0 or attributes.get("transA", 0):
+        raise UserError('operator "Gemm" with alpha, beta or transA has no TFLite form', ["export with plain Linear"])
+    weight = x[1] if attributes.get("transB", 0) else x[1].t()
+    return F.linear(x[0], weight, x[2] if len(x) > 2 else None)
+
+
+def _reduce_mean(x: Sequence[Tensor], attributes: Attributes) -> Tensor:
+    # Averaged with the dimensions kept and dropped afterwards: otherwise the converter transposes to NCHW first.
+    kept = x[0].mean(attributes["input_1"], keepdim=True)
+    return kept if attributes.get("keepdims", 1) else kept.squeeze(attributes["input_1"])
+
+
+def _reshape(x: Sequence[Tensor], attributes: Attributes) -> Tensor:
+    # In ONNX a size of 0 means: as it was.
+    return x[0].reshape([x[0].shape[i] if size == 0 else size for i, size in enumerate(attributes["input_1"])])
+
+
+def _max_pool(x: Sequence[Tensor], attributes: Attributes) -> Tensor:
+    top, left, bottom, right = _pads(attributes)
+    image, padding = x[0], (top, left)
+    if (top, left) != (bottom, right):
+        image, padding = F.pad(image, (left, right, top, bottom), value=float("-inf")), (0, 0)
+    return F.max_pool2d(
+        image,
+        attributes["kernel_shape"],
+        attributes.get("strides", (1, 1)),
+        padding,
+        ceil_mode=bool(attributes.get("ceil_mode", 0)),
+    )
+
+
+def _hard_swish(x: Sequence[Tensor], attributes: Attributes) -> Tensor:
+    # 0.1667 in place of 1/6: the exact form is fused into HARD_SWISH, whose INT8 version no delegate accelerates.
+    return x[0] * (F.relu6(x[0] + 3.0) * 0.1667)
+
+
+_OPERATORS: Mapping[str, Operator] = {
+    "Add": lambda x, a: x[0] + x[1],
+    "Clip": _clip,
+    "Concat": lambda x, a: torch.cat(list(x), a["axis"]),
+    "Conv": _conv,
+    "Flatten": lambda x, a: torch.flatten(x[0], a.get("axis", 1)),
+    "Gemm": _gemm,
+    "GlobalAveragePool": lambda x, a: x[0].mean((2, 3), keepdim=True),
+    "HardSigmoid": lambda x, a: F.hardsigmoid(x[0]),
+    "HardSwish": _hard_swish,
+    "Identity": lambda x, a: x[0],
+    "MaxPool": _max_pool,
+    "Mul": lambda x, a: x[0] * x[1],
+    "ReduceMean": _reduce_mean,
+    "Relu": lambda x, a: F.relu(x[0]),
+    "Reshape": _reshape,
+    "Sigmoid": lambda x, a: torch.sigmoid(x[0]),
+    "Sub": lambda x, a: x[0] - x[1],
+}
+
+_PLAIN_OPERANDS = {"Clip": (1, 2), "ReduceMean": (1,), "Reshape": (1,)}
+"""Operands that torch takes as plain numbers: they reach the operator as the attributes ``input_1``, ``input_2``."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One node: what to run on which tensors, and what its result is called."""
+
+    operator: Operator
+    operands: tuple[str, ...]
+    attributes: Attributes
+    result: str
+
+
+def _step(graph: Graph, node: NodeProto) -> _Step:
+    if node.op_type not in _OPERATORS:
+        raise UserError(
+            f'operator "{node.op_type}" (node "{node.name}") has no TFLite form here',
+            [f"known: {', '.join(_OPERATORS)}", "cut before it with --split"],
+        )
+    plain = _PLAIN_OPERANDS.get(node.op_type, ())
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    attributes |= {
+        f"input_{i}": graph.constant(name).tolist() for i, name in enumerate(node.input) if name and i in plain
+    }
+    operands = tuple(name for i, name in enumerate(node.input) if name and i not in plain)
+    return _Step(_OPERATORS[node.op_type], operands, attributes, node.output[0])
+
+
+class Replay(nn.Module):
+    """Computes some tensors of a graph from its input.
+
+    Args:
+        graph: the whole model.
+        outputs: names of the tensors to return; one is returned bare, several as a tuple.
+        constants: the model's constants as tensors, shared between modules; from `shared_constants`.
+    """
+
+    def __init__(self, graph: Graph, outputs: Sequence[str], constants: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        bits = 0
+        for name in outputs:
+            bits |= graph.ancestors[graph.producer[name]]
+        self._steps = [_step(graph, node) for i, node in enumerate(graph.nodes) if bits >> i & 1]
+        self._image, self._outputs = graph.inputs[0], tuple(outputs)
+        used = dict.fromkeys(name for step in self._steps for name in step.operands if name in constants)
+        self._buffer_names = {name: f"constant_{i}" for i, name in enumerate(used)}
+        for name, buffer in self._buffer_names.items():
+            self.register_buffer(buffer, constants[name])
+
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Maps the model's input to the wanted tensors."""
+        values: dict[str, Tensor] = {self._image: image}
+        values.update({name: getattr(self, buffer) for name, buffer in self._buffer_names.items()})
+        for step in self._steps:
+            values[step.result] = step.operator([values[name] for name in step.operands], step.attributes)
+        results = tuple(values[name] for name in self._outputs)
+        return results if len(results) > 1 else results[0]
+
+
+def shared_constants(graph: Graph) -> dict[str, Tensor]:
+    """All constants of a model as tensors."""
+    return {name: torch.from_numpy(np.array(graph.constant(name))) for name in graph.constants}

@@ -1,0 +1,259 @@
+"""The board's command line: ``python3 splitboard-edge.pyz run, bench, doctor or selfcheck``."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Callable, Iterator, List, NoReturn, Optional, Sequence, Tuple
+
+import numpy as np
+
+from runtime_edge.energy import NOT_ASKED, EnergyWindows, measure_energy
+from runtime_edge.engine import edge_splits
+from runtime_edge.environment import read_environment
+from runtime_edge.link import TIMEOUT_S, Link
+from runtime_edge.litert import LiteRtEngine, find_interpreter
+from runtime_edge.measure import Conditions, measure, records
+from runtime_edge.meters import find_meter
+from runtime_edge.pipeline import Pipeline
+from runtime_edge.selfcheck import local_split, selfcheck
+from splitboard import __version__
+from splitboard.contract.bundle import Bundle, Split, bundle_sha256, load_bundle
+from splitboard.contract.errors import (
+    EXIT_BUG,
+    EXIT_GATE_FAILED,
+    EXIT_PASS,
+    EXIT_USER_ERROR,
+    SplitboardError,
+    UserError,
+)
+from splitboard.contract.record import write_records
+from splitboard.contract.samples import Samples, load_samples
+
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+
+_EXAMPLES = """examples:
+  python3 splitboard-edge.pyz doctor
+  python3 splitboard-edge.pyz selfcheck --bundle elpv.bundle
+  python3 splitboard-edge.pyz run   --bundle elpv.bundle --data cells.npz --split s07 --server http://10.0.0.5:8000
+  python3 splitboard-edge.pyz bench --bundle elpv.bundle --data cells.npz --splits all --server http://10.0.0.5:8000 \\
+      --out runs/board.jsonl
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Usage errors in our form and with our exit code."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message, [f"{self.prog} --help"])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="splitboard-edge",
+        description="Runs the edge half of a splitboard bundle and measures it.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    def verb(name: str, does: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        made = verbs.add_parser(name, help=does, description=does)
+        made.set_defaults(run=run)
+        return made
+
+    doctor = verb("doctor", "what this board has, as JSON; exit 3 where something is in the way", _doctor)
+    doctor.add_argument("--bundle", type=Path, metavar="DIR", help="also check this bundle's files")
+    check = verb(
+        "selfcheck", "golden inputs against the float model's outputs; exit 1 where they are too far", _selfcheck
+    )
+    run = verb("run", "class scores of images, one line of JSON each", _run)
+    bench = verb("bench", "latency, and with --energy joules, of splits on images", _bench)
+    for made in (check, run, bench):
+        made.add_argument("--bundle", type=Path, required=True, metavar="DIR")
+        made.add_argument("--threads", type=int, default=1, help="of the edge engine (default 1)")
+    for made in (run, bench):
+        made.add_argument("--data", type=Path, required=True, help=".npz with images, or a folder of images")
+        made.add_argument("--server", metavar="URL", help="of splitboard serve; not needed for local only")
+        made.add_argument("--limit", type=int, metavar="N", help="only the first N images")
+        made.add_argument("--timeout", type=float, default=TIMEOUT_S, metavar="S", help=f"default {TIMEOUT_S:g} s")
+    run.add_argument("--split", required=True, metavar="ID")
+    bench.add_argument("--splits", default="all", metavar="ID,ID", help="ids or all (default)")
+    bench.add_argument("--out", type=Path, required=True, metavar="RUNS.jsonl")
+    bench.add_argument("--warmup", type=int, default=20, metavar="N", help="discarded per split (default 20)")
+    bench.add_argument("--energy", action="store_true", help="also energy: about a minute per split")
+    bench.add_argument("--emulated", action="store_true", help="the processor is emulated: no time means anything")
+    bench.add_argument("--board", metavar="KIND", help="kind of board, for the record (default: the bundle's)")
+    return parser
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    problems: List[UserError] = []
+    runtime = "none"
+    try:
+        runtime = find_interpreter().name
+    except UserError as error:
+        problems.append(error)
+    try:
+        if options.bundle is not None:
+            load_bundle(options.bundle)
+    except UserError as error:
+        problems.append(error)
+    said = {
+        "splitboard": __version__,
+        "numpy": np.__version__,
+        "environment": dataclasses.asdict(read_environment(runtime)),
+        "energy": find_meter().source,
+        "problems": [{"message": problem.message, "tries": list(problem.tries)} for problem in problems],
+    }
+    _say(json.dumps(said, indent=1))
+    return EXIT_USER_ERROR if problems else EXIT_PASS
+
+
+def _selfcheck(options: argparse.Namespace) -> int:
+    bundle = load_bundle(options.bundle)
+    with LiteRtEngine(options.bundle, bundle, (local_split(bundle),), options.threads) as engine:
+        found = selfcheck(options.bundle, bundle, bundle_sha256(options.bundle), engine)
+    _say(json.dumps({**dataclasses.asdict(found), "passed": found.passed}))
+    return EXIT_PASS if found.passed else EXIT_GATE_FAILED
+
+
+def _run(options: argparse.Namespace) -> int:
+    bundle = load_bundle(options.bundle)
+    split = bundle.split(options.split)
+    samples = _samples(options, bundle)
+    with _opened(options, bundle, (split,)) as (pipeline, _):
+        for image, sample in zip(samples.images, samples.hashes):
+            one = pipeline.infer(split, image)
+            outputs = {}
+            for task in bundle.tasks:
+                scores = _softmax(one.scores[task.name])
+                outputs[task.name] = {"label": task.labels[int(np.argmax(scores))], "scores": scores}
+            line = {"sample": sample, "split": split.id, "outputs": outputs, "total_ms": one.total_ns / 1e6}
+            _say(json.dumps(line))
+    return EXIT_PASS
+
+
+def _bench(options: argparse.Namespace) -> int:
+    bundle = load_bundle(options.bundle)
+    splits = _splits(options.splits, bundle)
+    samples = _samples(options, bundle)
+    if options.warmup < 0:
+        raise UserError(f'--warmup is "{options.warmup}"', ["--warmup 20"])
+    with _opened(options, bundle, splits) as (pipeline, engine):
+        conditions = Conditions(
+            bundle=bundle,
+            bundle_sha256=bundle_sha256(options.bundle),
+            board=options.board or bundle.board,
+            emulated=options.emulated,
+            engine=engine,
+            threads=options.threads,
+            n_warmup=options.warmup,
+        )
+        before = read_environment(engine)
+        timings = measure(pipeline, splits, samples.images, options.warmup, _bar("latency"))
+        energy = EnergyWindows({}, (), NOT_ASKED)
+        if options.energy:
+            energy = measure_energy(pipeline, splits, samples.images, find_meter(), _bar("energy"))
+        after = read_environment(engine)
+    write_records(options.out, records(conditions, splits, samples, timings, energy, before, after))
+    return EXIT_PASS
+
+
+def _splits(wanted: str, bundle: Bundle) -> Tuple[Split, ...]:
+    """The splits asked for, in the bundle's order whatever the order asked."""
+    if wanted == "all":
+        return bundle.splits
+    chosen = {bundle.split(split_id.strip()).id for split_id in wanted.split(",")}
+    return tuple(split for split in bundle.splits if split.id in chosen)
+
+
+def _samples(options: argparse.Namespace, bundle: Bundle) -> Samples:
+    samples = load_samples(options.data, bundle.preprocessing.source_channels)
+    if options.limit is None:
+        return samples
+    if options.limit < 1:
+        raise UserError(f'--limit is "{options.limit}"', ["give at least 1"])
+    n = options.limit
+    return Samples(samples.images[:n], {task: v[:n] for task, v in samples.labels.items()}, samples.hashes[:n])
+
+
+@contextlib.contextmanager
+def _opened(options: argparse.Namespace, bundle: Bundle, splits: Tuple[Split, ...]) -> Iterator[Tuple[Pipeline, str]]:
+    """A pipeline with what its splits need, and the engine's name; ``none`` where nothing runs on the board."""
+    with contextlib.ExitStack() as stack:
+        engine, link = None, None
+        if options.server is not None:
+            link = stack.enter_context(Link(options.server, options.timeout))
+        if edge_splits(splits):
+            engine = stack.enter_context(LiteRtEngine(options.bundle, bundle, splits, options.threads))
+        pipeline = Pipeline(bundle, bundle_sha256(options.bundle), splits, engine, link)
+        yield pipeline, "none" if engine is None else engine.name
+
+
+def _say(text: str) -> None:
+    """One answer on standard output, at once, so that another program can follow a long run."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def _softmax(logits: List[float]) -> List[float]:
+    exponentials = np.exp(np.asarray(logits, np.float64) - max(logits))
+    return [float(value) for value in exponentials / exponentials.sum()]
+
+
+def _bar(what: str) -> Callable[[int, int], None]:
+    """A progress bar on standard error, only where that is a terminal."""
+    if not sys.stderr.isatty():
+        return lambda *_: None
+    shown = -1
+
+    def draw(done: int, total: int) -> None:
+        nonlocal shown
+        percent = 100 * done // total
+        if percent != shown:
+            shown = percent
+            filled = "#" * (percent // 5)
+            sys.stderr.write(f"\r{what} [{filled:<20}] {done}/{total}" + ("\n" if done == total else ""))
+            sys.stderr.flush()
+
+    return draw
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """Runs one verb.
+
+    Args:
+        arguments: without the program's name; the process's own by default.
+
+    Returns:
+        The exit code: 0 pass, 1 a gate failed, 2 inconclusive, 3 wrong input, 70 our own bug, 130 interrupted.
+    """
+    try:
+        options = _parser().parse_args(arguments)
+        code = options.run(options)
+        return int(code)
+    except SplitboardError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone; standard output must not be flushed again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    except Exception:  # the roof: everything that was not foreseen is our bug and is shown whole
+        traceback.print_exc()
+        return EXIT_BUG
+
+
+if __name__ == "__main__":
+    sys.exit(main())

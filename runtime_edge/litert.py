@@ -1,0 +1,175 @@
+"""LiteRT: ai-edge-litert, else the older tflite-runtime."""
+
+from __future__ import annotations
+
+import importlib
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Type
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime_edge.engine import Array, edge_splits
+from splitboard.contract.bundle import Bundle, Split, TensorSpec
+from splitboard.contract.errors import UserError
+
+PACKAGES = (("ai_edge_litert", "ai-edge-litert"), ("tflite_runtime", "tflite-runtime"))
+"""Import name and distribution name, best first."""
+
+_INSTALL = ["python3 -m pip install ai-edge-litert", "on 32-bit Raspberry Pi OS: python3 -m pip install tflite-runtime"]
+_SCALE_TOLERANCE = 1e-5
+"""Relative; the file stores float32 and the manifest the shortest decimal of it."""
+
+
+class Interpreter(NamedTuple):
+    """An installed interpreter.
+
+    Attributes:
+        name: package and version.
+        module: ``<package>.interpreter``.
+    """
+
+    name: str
+    module: Any
+
+
+def find_interpreter() -> Interpreter:
+    """Imports the best interpreter that is installed.
+
+    Raises:
+        UserError: there is none, it does not load, or it cannot work with the installed numpy.
+    """
+    for package, distribution in PACKAGES:
+        try:
+            module = importlib.import_module(package + ".interpreter")
+        except ModuleNotFoundError as error:
+            if error.name is not None and error.name.split(".")[0] == package:
+                continue
+            raise UserError(f'{distribution} is installed without "{error.name}"', _INSTALL) from error
+        except ImportError as error:
+            raise UserError(f'{distribution} is installed and does not load: "{error}"', _INSTALL) from error
+        version = metadata.version(distribution)
+        # tflite-runtime was built for numpy 1 and dies inside its constructor with numpy 2, without saying so.
+        if package == "tflite_runtime" and int(np.__version__.split(".")[0]) >= 2:
+            raise UserError(
+                f'tflite-runtime {version} does not work with numpy "{np.__version__}"',
+                ['python3 -m pip install "numpy<2"'],
+            )
+        return Interpreter(f"{distribution} {version}", module)
+    raise UserError('no interpreter: neither "ai-edge-litert" nor "tflite-runtime" is installed', _INSTALL)
+
+
+class _Output(NamedTuple):
+    """How one output of a signature becomes one tensor of the split."""
+
+    key: str
+    name: str
+    scale: float
+    zero_point: int
+    dequantise: bool
+
+
+class LiteRtEngine:
+    """One interpreter for the bundle's one edge file, one signature per split.
+
+    Args:
+        folder: the bundle.
+        bundle: its manifest.
+        splits: that will be run; those without an edge half are passed over.
+        threads: of the interpreter.
+    """
+
+    def __init__(self, folder: Path, bundle: Bundle, splits: Sequence[Split], threads: int = 1) -> None:
+        if threads < 1:
+            raise UserError(f'threads is "{threads}"', ["--threads 1"])
+        self._found = find_interpreter()
+        self.name = self._found.name
+        self._path = folder / bundle.edge_file
+        self._bundle = bundle
+        self._splits = edge_splits(splits)
+        self._threads = threads
+        self._runners: Dict[str, Tuple[Any, str, List[_Output]]] = {}
+
+    def __enter__(self) -> LiteRtEngine:
+        interpreter = self._found.module.Interpreter(model_path=str(self._path), num_threads=self._threads)
+        signatures = interpreter.get_signature_list()
+        for split in self._splits.values():
+            if split.edge_signature not in signatures:
+                raise self._broken(f'has no signature "{split.edge_signature}"')
+            runner = interpreter.get_signature_runner(split.edge_signature)
+            self._runners[split.id] = (runner, self._input_key(runner), self._outputs(split, runner))
+        return self
+
+    def __exit__(
+        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        self._runners = {}
+
+    def infer(self, split_id: str, image: NDArray[np.int8]) -> Dict[str, Array]:
+        """Runs one edge half; see `runtime_edge.engine.Engine.infer`."""
+        runner, key, outputs = self._runners[split_id]
+        found = runner(**{key: image})
+        return {output.name: _tensor(found[output.key], output) for output in outputs}
+
+    def _broken(self, what: str) -> UserError:
+        return UserError(f'"{self._path}" {what}', ["build the bundle again: splitboard build"])
+
+    def _input_key(self, runner: Any) -> str:
+        inputs = runner.get_input_details()
+        if len(inputs) != 1:
+            raise self._broken(f'takes "{len(inputs)}" inputs, the runtime gives it one image')
+        ((key, detail),) = inputs.items()
+        self._check(detail, self._bundle.edge_input)
+        return str(key)
+
+    def _outputs(self, split: Split, runner: Any) -> List[_Output]:
+        details = runner.get_output_details()
+        names = [task.name for task in self._bundle.tasks] if split.is_local else [t.name for t in split.tensors]
+        keys = _keys(list(details), names)
+        if keys is None:
+            raise self._broken(f'gives "{", ".join(details)}", split {split.id} needs "{", ".join(names)}"')
+        for name, tensor in zip(names, split.tensors):
+            self._check(details[keys[name]], tensor)
+        return [_output(keys[name], name, details[keys[name]], split.is_local) for name in names]
+
+    def _check(self, detail: Dict[str, Any], spec: TensorSpec) -> None:
+        """The file must be what the manifest says, else the server would misread the tensor in silence."""
+        shape, dtype = tuple(int(size) for size in detail["shape"]), np.dtype(detail["dtype"]).name
+        scale, zero_point = detail["quantization"]
+        if (shape, dtype) != (spec.shape, spec.dtype):
+            raise self._broken(
+                f'has "{spec.name}" as {dtype} {list(shape)}, the manifest says {spec.dtype} {spec.shape}'
+            )
+        if spec.scale is None:
+            return
+        if abs(scale - spec.scale) > _SCALE_TOLERANCE * spec.scale or zero_point != spec.zero_point:
+            raise self._broken(
+                f'has "{spec.name}" with scale {scale:g} and zero point {zero_point}, the manifest says '
+                f"{spec.scale:g} and {spec.zero_point}"
+            )
+
+
+def _keys(keys: List[str], names: List[str]) -> Optional[Dict[str, str]]:
+    """Which output of a signature is which tensor: by name, by position, or the only one."""
+    if len(keys) != len(names):
+        return None
+    positions = [f"output_{i}" for i in range(len(names))]
+    if sorted(keys) == sorted(names):
+        return {name: name for name in names}
+    if sorted(keys) == sorted(positions):
+        return dict(zip(names, positions))
+    return {names[0]: keys[0]} if len(names) == 1 else None
+
+
+def _output(key: str, name: str, detail: Dict[str, Any], scores: bool) -> _Output:
+    scale, zero_point = detail["quantization"]
+    return _Output(key, name, float(scale), int(zero_point), scores and np.dtype(detail["dtype"]) != np.float32)
+
+
+def _tensor(stored: Array, output: _Output) -> Array:
+    if not output.dequantise:
+        return stored
+    real: NDArray[np.float32] = (stored.astype(np.float32) - output.zero_point) * np.float32(output.scale)
+    return real

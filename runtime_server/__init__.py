@@ -1,0 +1,1 @@
+"""The server half: the rest of the network behind the Open Inference Protocol."""

@@ -1,0 +1,166 @@
+"""Measures a bundle on this machine: the server half in one process, the edge half in another, the wire in between."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from boards.zipapp import NAME, build_zipapp
+from runtime_edge.environment import read_environment
+from splitboard.contract import record as contract
+from splitboard.contract.bundle import Bundle, bundle_sha256
+from splitboard.contract.errors import EXIT_USER_ERROR, SplitboardError, UserError
+from splitboard.contract.preprocess import resize
+from splitboard.contract.record import FLOAT_REFERENCE, RunRecord, read_records, write_records
+from splitboard.contract.samples import Samples, load_samples
+
+_STOP_S = 10
+
+
+@dataclass(frozen=True)
+class BenchRequest:
+    """What to measure.
+
+    Attributes:
+        data: labelled images.
+        server: URL; ``None`` where every split is local.
+        splits: ids, or ``all``.
+        out: the ``.jsonl`` to write.
+        n_warmup: inferences per split that are discarded.
+        threads: of the edge engine.
+        limit: only the first images; ``None`` for all.
+        energy: also measure energy.
+    """
+
+    data: Path
+    server: str | None
+    splits: Sequence[str]
+    out: Path
+    n_warmup: int = 20
+    threads: int = 1
+    limit: int | None = None
+    energy: bool = False
+
+    def argv(self, bundle_folder: Path, board: str) -> list[str]:
+        """Arguments of the edge runtime's ``bench``."""
+        argv = ["bench", "--bundle", str(bundle_folder), "--data", str(self.data), "--out", str(self.out)]
+        argv += ["--splits", ",".join(self.splits), "--board", board]
+        argv += ["--warmup", str(self.n_warmup), "--threads", str(self.threads)]
+        argv += ["--server", self.server] if self.server is not None else []
+        argv += ["--limit", str(self.limit)] if self.limit is not None else []
+        return [*argv, "--energy"] if self.energy else argv
+
+
+@contextlib.contextmanager
+def serving(bundle_folder: Path) -> Iterator[str]:
+    """Runs ``splitboard serve`` in a process of its own, on a free loopback port.
+
+    Yields:
+        The server's URL.
+
+    Raises:
+        SplitboardError: it ended before it was ready.
+    """
+    argv = [sys.executable, "-m", "splitboard.cli.main", "serve", str(bundle_folder), "--port", "0", "--json"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            line = process.stdout.readline() if process.stdout else ""
+            if not line:
+                raise SplitboardError(f'the server ended with "{process.wait()}" before it was ready')
+            yield str(json.loads(line)["url"])
+        finally:
+            process.terminate()
+            try:
+                process.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def bench_here(bundle_folder: Path, bundle: Bundle, request: BenchRequest) -> list[RunRecord]:
+    """Runs the packed edge runtime in a process of its own and returns its records.
+
+    Raises:
+        UserError: the runtime refused; its words went to standard error.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        runtime = build_zipapp(Path(folder) / NAME)
+        argv = [sys.executable, "-I", str(runtime), *request.argv(bundle_folder, bundle.board)]
+        done = subprocess.run(argv, stderr=None, check=False)
+    if done.returncode == EXIT_USER_ERROR:
+        raise UserError("the edge runtime refused", ["read its own lines above"])
+    if done.returncode != 0:
+        raise SplitboardError(f'the edge runtime ended with "{done.returncode}"')
+    return read_records(request.out)
+
+
+def float_reference(
+    bundle_folder: Path, bundle: Bundle, request: BenchRequest, on_sample: Callable[[str, int, int], None]
+) -> RunRecord:
+    """The float model's outputs on the same images, computed here in one piece by ONNX Runtime. Nothing is timed."""
+    samples = _limited(load_samples(request.data, bundle.preprocessing.source_channels), request.limit)
+    remote = bundle.splits[0]
+    options = ort.SessionOptions()
+    session = ort.InferenceSession(str(bundle_folder / str(remote.server)), options, providers=["CPUExecutionProvider"])
+    names = [task.name for task in bundle.tasks]
+    runtime = f"onnxruntime {version('onnxruntime')}"
+    before = read_environment(runtime)
+    results = []
+    for done, image in enumerate(samples.images, 1):
+        pixels = resize(image[None], bundle.preprocessing.height, bundle.preprocessing.width)
+        results.append(session.run(names, {remote.tensors[0].name: pixels}))
+        on_sample("float reference", done, len(samples))
+    return RunRecord(
+        schema_version=contract.SCHEMA_VERSION,
+        run_id=uuid.uuid4().hex,
+        bundle_name=bundle.name,
+        bundle_sha256=bundle_sha256(bundle_folder),
+        split=FLOAT_REFERENCE,
+        scope="",
+        board="host",
+        emulated=False,
+        engine=runtime,
+        threads=1,
+        n_warmup=0,
+        payload_bytes=0,
+        sample_ids=samples.hashes,
+        spans_ns={},
+        total_ns=(),
+        outputs={
+            name: tuple(tuple(float(score) for score in np.ravel(result[i])) for result in results)
+            for i, name in enumerate(names)
+        },
+        labels={task: tuple(int(label) for label in labels) for task, labels in samples.labels.items()},
+        windows=(),
+        idle_windows=(),
+        energy_reason="the float reference is computed on the host for accuracy only",
+        before=before,
+        after=read_environment(runtime),
+    )
+
+
+def _limited(samples: Samples, limit: int | None) -> Samples:
+    if limit is None:
+        return samples
+    labels = {task: values[:limit] for task, values in samples.labels.items()}
+    return Samples(samples.images[:limit], labels, samples.hashes[:limit])
+
+
+def bench(
+    bundle_folder: Path, bundle: Bundle, request: BenchRequest, on_sample: Callable[[str, int, int], None]
+) -> list[RunRecord]:
+    """Float reference and all splits, written to one file of run records."""
+    reference = float_reference(bundle_folder, bundle, request, on_sample)
+    records = [reference, *bench_here(bundle_folder, bundle, request)]
+    write_records(request.out, records)
+    return records

@@ -1,0 +1,327 @@
+"""Every verb of the command line: its options, its help, and what it prints. The work is done elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from splitboard.contract.errors import GateFailed, UserError
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object (docs/schema) and nothing else on stdout.")]
+Out = Annotated[Path, typer.Option("-o", "--out", help="Where to write.")]
+BundleFolder = Annotated[Path, typer.Argument(help="Bundle folder, from splitboard build.", show_default=False)]
+ModelFolder = Annotated[Path, typer.Argument(help="Model folder, from splitboard export.", show_default=False)]
+Data = Annotated[Path, typer.Option(help="Labelled images: an .npz (images, labels.<task>), or a folder of images.")]
+
+
+def demo(
+    out: Out = Path("demo-out"),
+    energy: Annotated[bool, typer.Option(help="Also measure energy, where there is a meter (minutes longer).")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N test images.")] = None,
+    json: Json = False,
+) -> int:
+    """The main job on this machine, on real images, from the shipped checkpoint to report.html.
+
+    A network that was trained on solar cells is exported, cut at five places, quantised to INT8 and run: the edge half
+    in one process, the server half in another, a socket in between. Exit code 1 if a task loses more than 1 point.
+
+    Examples:
+      splitboard demo
+
+      splitboard demo --json --out /tmp/demo | jq .splits
+    """
+    from splitboard.cli.demo import MARGIN_POINTS, run_demo
+    from splitboard.report.results import check_accuracy, demo_result, result_json
+
+    run = run_demo(out, energy=energy, limit=limit)
+    if json:
+        typer.echo(result_json(demo_result(run.summary, str(run.report))))
+    else:
+        _print_table(run.summary)
+        typer.echo(f"\nPage: {run.report}")
+    failures = check_accuracy(run.summary.splits, MARGIN_POINTS)
+    if failures:
+        raise GateFailed(f"INT8 lost more than {MARGIN_POINTS:g} point: {failures[0]}", failures[1:])
+    return 0
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="State dict: .safetensors, .pt or .pth.", show_default=False)],
+    model: Annotated[str, typer.Option(help="package.module:factory that returns the model without weights.")],
+    spec: Annotated[Path, typer.Option(help="Model spec (TOML): preprocessing and class names.")],
+    input: Annotated[str, typer.Option(help="Input shape, batch first, e.g. 1x3x224x224.")],  # noqa: A002 - its name
+    out: Out,
+    path: Annotated[Path, typer.Option(help="Folder that the factory's package lies in.")] = Path(),
+    name: Annotated[str | None, typer.Option(help="Names the served models; default: the checkpoint's name.")] = None,
+    json: Json = False,
+) -> None:
+    """Checkpoint to model folder: ONNX with fixed shapes, simplified, checked against torch, outputs named after tasks.
+
+    Your code runs in a process of its own with only --path on its import path.
+
+    Example:
+      splitboard export net.safetensors --model nets.mine:make --spec mine.toml --input 1x3x224x224 -o mine.model
+    """
+    from export.checkpoint import export_checkpoint
+    from export.spec import read_spec
+    from splitboard.cli.console import steps
+    from splitboard.report.outputs import ExportOutput
+    from splitboard.report.results import result_json
+
+    shape = _shape(input)
+    served = _served_name(name if name is not None else checkpoint.name.partition(".")[0])
+    declared = read_spec(spec)
+    with steps("splitboard") as show:
+        show("export", 0, 1)
+        info = export_checkpoint(checkpoint, model, shape, declared, out, name=served, source_folder=path)
+        show("export", 1, 1)
+    if json:
+        labels = {task.name: task.labels for task in info.tasks}
+        typer.echo(result_json(ExportOutput(str(out), info.model_sha256, labels, info.parity)))
+        return
+    for task in info.tasks:
+        typer.echo(f"{task.name}: {len(task.labels)} classes, differs from torch by {info.parity[task.name]:.1e}")
+    typer.echo(f"Model: {out}")
+
+
+def splits(
+    model: ModelFolder,
+    natural: Annotated[bool, typer.Option("--natural", help="Only natural bottlenecks.")] = False,
+    json: Json = False,
+) -> None:
+    """The split points of a model: what crosses, its bytes, and the work on each side.
+
+    A natural bottleneck carries strictly fewer values than the model's input. Ids stay the same whatever is shown.
+
+    Example:
+      splitboard splits mine.model --natural
+    """
+    from export.model import load_model
+    from export.splits import list_splits
+    from splitboard.cli.tables import print_splits
+    from splitboard.report.outputs import SplitsOutput
+    from splitboard.report.results import result_json
+
+    loaded = load_model(model)
+    points = list_splits(loaded.graph, loaded.info.scopes, loaded.info.preprocessing)
+    shown = tuple(point for point in points if point.natural or not natural)
+    if json:
+        typer.echo(result_json(SplitsOutput(loaded.info.model_sha256, shown)))
+    else:
+        print_splits(shown)
+
+
+def build(
+    model: ModelFolder,
+    board: Annotated[str, typer.Option(help="Kind of board: splitboard boards.")],
+    split: Annotated[str, typer.Option(help="Comma-separated ids or module scopes (splitboard splits), or all.")],
+    calib: Annotated[Path, typer.Option(help="Calibration images: a folder or an .npz. At least 200 are wise.")],
+    out: Out,
+    precision: Annotated[str, typer.Option(help="Of the edge half.")] = "int8",
+    json: Json = False,
+) -> None:
+    """Cuts, calibrates, quantises, verifies, and writes a bundle: what board and server need, and nothing else.
+
+    Example:
+      splitboard build mine.model --board rpi5 --split s11,s24 --calib photos/ -o mine.bundle
+    """
+    from boards.kinds import load_kind, require_precision
+    from export.model import load_model
+    from export.splits import choose_splits, list_splits
+    from splitboard.cli.build import build_bundle, build_output
+    from splitboard.cli.console import steps
+    from splitboard.contract.samples import load_samples
+    from splitboard.report.results import result_json
+
+    kind = load_kind(board)
+    require_precision(kind, precision)
+    loaded = load_model(model)
+    points = list_splits(loaded.graph, loaded.info.scopes, loaded.info.preprocessing)
+    chosen = choose_splits(points, split)
+    samples = load_samples(calib, loaded.info.preprocessing.source_channels)
+    with steps("splitboard") as show:
+        bundle = build_bundle(loaded, points, chosen, samples, kind, out, show)
+    made = build_output(out, bundle)
+    if json:
+        typer.echo(result_json(made))
+        return
+    for warning in made.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    typer.echo(f"{len(made.splits)} splits: {', '.join(made.splits)}; edge file {made.edge_bytes / 1e6:.2f} MB, INT8")
+    typer.echo(f"Bundle: {out}")
+
+
+def serve(
+    bundles: Annotated[list[Path], typer.Argument(help="One or more bundle folders.", show_default=False)],
+    host: Annotated[str, typer.Option(help="Address to listen on; loopback unless you say otherwise.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 lets the system choose.")] = 8000,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of one inference.")] = 1,
+    json: Json = False,
+) -> None:
+    """Serves the server halves of bundles (Open Inference Protocol v2 over HTTP) until Ctrl-C.
+
+    Example:
+      splitboard serve mine.bundle --port 8000
+    """
+    from runtime_server.server import serve as run_server
+    from splitboard.report.outputs import ServeOutput
+    from splitboard.report.results import result_json
+
+    def ready(url: str) -> None:
+        typer.echo(result_json(ServeOutput(url)) if json else f"Serving {', '.join(map(str, bundles))} at {url}")
+
+    run_server(bundles, host, port, threads, on_ready=ready)
+
+
+def bench(
+    bundle: BundleFolder,
+    data: Data,
+    out: Out,
+    board: Annotated[str, typer.Option(help="local: this machine.")] = "local",
+    server: Annotated[str | None, typer.Option(help="URL of splitboard serve; without it one is started here.")] = None,
+    split: Annotated[str, typer.Option(help="Comma-separated ids, or all.")] = "all",
+    threads: Annotated[int, typer.Option(min=1, help="Of the edge engine.")] = 1,
+    warmup: Annotated[int, typer.Option(min=0, help="Inferences per split that are discarded.")] = 20,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,
+    energy: Annotated[bool, typer.Option(help="Also measure energy, where there is a meter.")] = False,
+    json: Json = False,
+) -> None:
+    """Latency, energy and accuracy of every split, measured; writes run records (one JSON object a line).
+
+    Example:
+      splitboard bench mine.bundle --data test.npz -o runs/today.jsonl
+    """
+    import contextlib
+
+    from splitboard.cli.bench import BenchRequest, serving
+    from splitboard.cli.bench import bench as run_bench
+    from splitboard.cli.console import steps
+    from splitboard.contract.bundle import load_bundle
+    from splitboard.report.outputs import BenchOutput
+    from splitboard.report.results import result_json, summarise
+
+    if board != "local":
+        raise UserError(f'unknown station "{board}"', ['"local" benches this machine'])
+    loaded = load_bundle(bundle)
+    wanted = split.split(",")
+    for split_id in wanted:
+        if split_id != "all":
+            loaded.split(split_id)
+    with serving(bundle) if server is None else contextlib.nullcontext(server) as url:
+        request = BenchRequest(data, url, wanted, out, warmup, threads, limit, energy)
+        with steps("splitboard") as show:
+            records = run_bench(bundle, loaded, request, show)
+    summary = summarise(records, loaded)
+    if json:
+        typer.echo(result_json(BenchOutput(str(out), summary.splits)))
+    else:
+        _print_table(summary)
+        typer.echo(f"\nRecords: {out}")
+
+
+def report(
+    runs: Annotated[Path, typer.Argument(help="Run records: a .jsonl or a folder of them.", show_default=False)],
+    bundle: Annotated[
+        Path | None, typer.Option(help="The bundle that was run, for class names and provenance.")
+    ] = None,
+    out: Out = Path("report.html"),
+    json: Json = False,
+) -> None:
+    """One self-contained HTML page of run records.
+
+    Example:
+      splitboard report runs/today.jsonl --bundle mine.bundle -o report.html
+    """
+    from splitboard.contract.bundle import bundle_sha256, load_bundle
+    from splitboard.contract.record import read_records
+    from splitboard.report.outputs import ReportOutput
+    from splitboard.report.page import write_report
+    from splitboard.report.results import result_json, summarise
+
+    records = read_records(runs)
+    loaded = None
+    command = f"splitboard report {runs} -o {out}"
+    if bundle is not None:
+        loaded = load_bundle(bundle)
+        command += f" --bundle {bundle}"
+        if records[0].bundle_sha256 != bundle_sha256(bundle):
+            raise UserError(
+                f'"{bundle}" is not the bundle that was run: its sha256 is "{bundle_sha256(bundle)[:12]}...", '
+                f"the records say {records[0].bundle_sha256[:12]}...",
+                ["give the bundle that was benchmarked", "bench this bundle: splitboard bench"],
+            )
+    write_report(out, records, loaded, command)
+    summary = summarise(records, loaded)
+    if json:
+        typer.echo(result_json(ReportOutput(str(out), summary.splits)))
+    else:
+        _print_table(summary)
+        typer.echo(f"\nPage: {out}")
+
+
+def boards(json: Json = False) -> None:
+    """The kinds of board that a bundle can be built for."""
+    from boards.kinds import kind_names, load_kind
+    from splitboard.cli.tables import print_kinds
+
+    kinds = tuple(load_kind(name) for name in kind_names())
+    if json:
+        from splitboard.report.outputs import BoardsOutput
+        from splitboard.report.results import result_json
+
+        typer.echo(result_json(BoardsOutput(kinds)))
+    else:
+        print_kinds(kinds)
+
+
+def train(
+    name: Annotated[str, typer.Argument(help="Reference model: elpv.", show_default=False)],
+    out: Out = Path("elpv_lite0.safetensors"),
+    json: Json = False,
+) -> None:
+    """Trains a reference model of the zoo with a fixed seed and prints accuracy per task on the held-out part.
+
+    Example:
+      splitboard train elpv -o elpv_lite0.safetensors
+    """
+    from splitboard.cli.tables import print_trained
+    from splitboard.cli.train import train_elpv
+    from splitboard.report.results import result_json
+
+    if name != "elpv":
+        raise UserError(f'unknown reference model "{name}"', ["splitboard train elpv"])
+    made = train_elpv(out)
+    if json:
+        typer.echo(result_json(made))
+    else:
+        print_trained(made)
+
+
+def register(app: typer.Typer) -> None:
+    """Adds every verb to the application, in the order of a user's work."""
+    for command in (demo, export, splits, build, serve, bench, report, boards, train):
+        app.command()(command)
+
+
+def _print_table(summary: object) -> None:
+    from splitboard.cli.tables import console
+    from splitboard.report.results import Summary
+    from splitboard.report.table import print_results
+
+    if isinstance(summary, Summary):
+        print_results(console(), summary)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    parts = text.split("x")
+    if not all(part.isdigit() and int(part) > 0 for part in parts) or len(parts) != 4:
+        raise UserError(f'--input "{text}" is not a shape', ["write batch, channels, height, width: 1x3x224x224"])
+    return tuple(int(part) for part in parts)
+
+
+def _served_name(name: str) -> str:
+    if not name.replace("_", "").replace("-", "").isalnum():
+        raise UserError(f'"{name}" cannot name a served model', ["use letters, digits, - and _: --name mine"])
+    return name

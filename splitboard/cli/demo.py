@@ -1,0 +1,94 @@
+"""The main job on this machine: a trained two-task network, cut, quantised, run over a socket, measured, shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from boards.kinds import this_machine
+from export.checkpoint import export_checkpoint
+from export.model import load_model
+from export.spec import read_spec
+from export.splits import choose_splits, list_splits
+from splitboard.cli.bench import BenchRequest, bench, serving
+from splitboard.cli.build import build_bundle
+from splitboard.cli.console import steps
+from splitboard.contract.bundle import Bundle
+from splitboard.contract.record import RunRecord
+from splitboard.contract.samples import load_samples, save_samples
+from splitboard.report.page import LOOPBACK, write_report
+from splitboard.report.results import Summary, summarise
+from splitboard.zoo import elpv
+
+CHECKPOINT = "elpv_lite0.safetensors"
+SPLITS = "backbone.blocks.2,backbone.blocks.4,backbone.blocks.7,backbone.blocks.10,backbone.blocks.14"
+"""Natural bottlenecks: the last block of every stage whose output has fewer values than the input."""
+
+MARGIN_POINTS = 1.0
+"""Largest loss of accuracy of the deployed path against float, per task, that passes."""
+
+COMMAND = "splitboard demo"
+
+
+@dataclass(frozen=True)
+class DemoRun:
+    """What the demo made.
+
+    Attributes:
+        summary: all splits, measured.
+        bundle: what was run.
+        records: raw samples.
+        report: the HTML page.
+    """
+
+    summary: Summary
+    bundle: Bundle
+    records: tuple[RunRecord, ...]
+    report: Path
+
+
+def run_demo(out: Path, *, energy: bool, limit: int | None) -> DemoRun:
+    """Exports, builds, serves, measures and reports.
+
+    Args:
+        out: folder for everything that the demo makes.
+        energy: also measure energy where there is a meter.
+        limit: only the first images of the test part; ``None`` for all.
+    """
+    zoo = Path(str(files("splitboard.zoo")))
+    data = elpv.load()
+    out.mkdir(parents=True, exist_ok=True)
+    calibration, test = out / "calibration.npz", out / "test.npz"
+    save_samples(calibration, data.calibration.images, data.calibration.labels)
+    save_samples(test, data.test.images, data.test.labels)
+    spec = read_spec(zoo / "elpv.toml")
+    shape = (1, spec.preprocessing.channels, spec.preprocessing.height, spec.preprocessing.width)
+    with steps("splitboard") as show:
+        show("export", 0, 1)
+        export_checkpoint(
+            zoo / CHECKPOINT, "splitboard.zoo.elpv:lite0", shape, spec, out / "model", name="elpv", source_folder=zoo
+        )
+        show("export", 1, 1)
+        model = load_model(out / "model")
+        points = list_splits(model.graph, model.info.scopes, model.info.preprocessing)
+        samples = load_samples(calibration, spec.preprocessing.source_channels)
+        bundle = build_bundle(
+            model,
+            points,
+            choose_splits(points, SPLITS),
+            samples,
+            this_machine(),
+            out / "bundle",
+            show,
+            licenses=[zoo / "elpv_lite0.md"],
+        )
+    with serving(out / "bundle") as url:
+        request = BenchRequest(
+            data=test, server=url, splits=["all"], out=out / "runs" / "demo.jsonl", energy=energy, limit=limit
+        )
+        with steps("splitboard") as show:
+            records = bench(out / "bundle", bundle, request, show)
+    report = out / "report.html"
+    write_report(report, records, bundle, COMMAND, LOOPBACK)
+    return DemoRun(summarise(records, bundle), bundle, tuple(records), report)

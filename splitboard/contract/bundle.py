@@ -1,0 +1,266 @@
+"""The bundle: a folder that holds everything a board and a server need, and nothing else.
+
+``manifest.json`` names every file with its sha256, so the sha256 of the manifest identifies the whole bundle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, Optional, Tuple
+
+import numpy as np
+
+from splitboard.contract.decode import read_json, to_json
+from splitboard.contract.errors import UserError
+from splitboard.contract.preprocess import Preprocessing
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor that crosses a border.
+
+    Attributes:
+        name: the tensor's name in ``model.onnx``.
+        shape: with the batch of one, in ``layout``.
+        dtype: numpy's name: ``float32``, ``int8`` or ``uint8``.
+        layout: ``NHWC``, ``NCHW`` or ``NC``.
+        scale: ``real = scale * (stored - zero_point)``; ``None`` where the values are the real ones.
+        zero_point: as stored.
+    """
+
+    name: str
+    shape: Tuple[int, ...]
+    dtype: str
+    layout: str
+    scale: Optional[float] = None
+    zero_point: Optional[int] = None
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the tensor as stored."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task; the model's output has its name.
+
+    Attributes:
+        name: as in the model's outputs.
+        labels: class names in the order of the scores.
+    """
+
+    name: str
+    labels: Tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One file of the bundle.
+
+    Attributes:
+        path: relative to the bundle, with forward slashes.
+        format: ``tflite``, ``onnx``, ``npz``, ``json`` or ``text``.
+        size_bytes: size of the file.
+        sha256: of the file's bytes, hexadecimal.
+    """
+
+    path: str
+    format: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Split:
+    """One way to divide the model between board and server.
+
+    Attributes:
+        id: ``s00`` remote only, ``sNN`` in topological order, the last one local only.
+        scope: the module that the split follows, as in the user's model; ``remote`` or ``local`` at the two ends.
+        natural: carries strictly fewer values than the model's input tensor.
+        tensors: what crosses the wire; empty for local only.
+        edge_signature: signature of the edge file to run; ``None`` for remote only.
+        server: the server graph's path in the bundle; ``None`` for local only.
+        edge_macs: multiply-accumulates of the edge graph.
+        server_macs: of the server graph.
+        edge_parameters: weights of the edge graph.
+        server_parameters: of the server graph.
+        float_error: by output, max |server(edge(x)) - whole(x)| / max |whole(x)| of the float halves, measured at
+            build time on calibration images.
+    """
+
+    id: str
+    scope: str
+    natural: bool
+    tensors: Tuple[TensorSpec, ...]
+    edge_signature: Optional[str]
+    server: Optional[str]
+    edge_macs: int
+    server_macs: int
+    edge_parameters: int
+    server_parameters: int
+    float_error: Dict[str, float]
+
+    @property
+    def payload_bytes(self) -> int:
+        """Tensor bytes of one request, before any codec."""
+        return sum(tensor.n_bytes for tensor in self.tensors)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the image itself is sent."""
+        return self.edge_signature is None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether nothing is sent."""
+        return self.server is None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the value ranges come from.
+
+    Attributes:
+        method: how a range is derived, e.g. ``minmax``.
+        n_samples: images used.
+        sha256: of the sorted sample hashes.
+    """
+
+    method: str
+    n_samples: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """The manifest.
+
+    Attributes:
+        schema_version: of this file.
+        name: of the model; the served models are called ``<name>-<split id>``.
+        model_sha256: of ``model.onnx``.
+        checkpoint_sha256: of the checkpoint that was exported.
+        board: the kind of board that the edge half is for.
+        precision: of the edge half, e.g. ``int8``.
+        tasks: in the order of the model's outputs.
+        input: the model's float input, NCHW.
+        edge_input: the edge graph's input, INT8 NHWC.
+        preprocessing: from a source image to the input.
+        splits: remote only first, local only last.
+        artifacts: every file but the manifest.
+        calibration: where the ranges come from.
+        golden: path of the ``.npz`` with uint8 ``images`` and float ``<task>`` outputs.
+        golden_tolerance: by task, largest |INT8 - float| that a machine's self-check may show.
+        operators: by signature, the number of each operator, read from the edge file.
+        notes: what the build changed and the user should know, one line each.
+        tool_versions: what built it.
+    """
+
+    schema_version: int
+    name: str
+    model_sha256: str
+    checkpoint_sha256: str
+    board: str
+    precision: str
+    tasks: Tuple[Task, ...]
+    input: TensorSpec
+    edge_input: TensorSpec
+    preprocessing: Preprocessing
+    splits: Tuple[Split, ...]
+    artifacts: Tuple[Artifact, ...]
+    calibration: Calibration
+    golden: str
+    golden_tolerance: Dict[str, float]
+    operators: Dict[str, Dict[str, int]]
+    notes: Tuple[str, ...]
+    tool_versions: Dict[str, str]
+
+    @property
+    def edge_file(self) -> str:
+        """Path of the one edge file in the bundle."""
+        return next(artifact.path for artifact in self.artifacts if artifact.path.startswith("edge/"))
+
+    def split(self, split_id: str) -> Split:
+        """The split of this id.
+
+        Raises:
+            UserError: there is none; the nearest is named.
+        """
+        for split in self.splits:
+            if split.id == split_id:
+                return split
+        raise unknown_split(split_id, [split.id for split in self.splits], "bundle")
+
+    def served_name(self, split: Split) -> str:
+        """The name under which the server offers a split's server half."""
+        return f"{self.name}-{split.id}"
+
+
+def unknown_split(wanted: str, known: list[str], where: str) -> UserError:
+    """The error for a split id that is not there; names the nearest in number, else all."""
+    tries = [f"the {where} has: {', '.join(known)}"]
+    if wanted[1:].isdigit():
+        nearest = min(known, key=lambda other: abs(int(other[1:]) - int(wanted[1:])))
+        tries.insert(0, f'"{nearest}" is the nearest')
+    return UserError(f'unknown split "{wanted}"', tries)
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for chunk in iter(lambda: file.read(_CHUNK_BYTES), b""):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_manifest(folder: Path, bundle: Bundle) -> None:
+    """Writes ``manifest.json``."""
+    (folder / MANIFEST).write_text(to_json(bundle, indent=1) + "\n", encoding="utf-8")
+
+
+def bundle_sha256(folder: Path) -> str:
+    """The bundle's identity: the manifest's sha256."""
+    return file_sha256(folder / MANIFEST)
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """Reads the manifest and checks every file against it.
+
+    Args:
+        folder: the bundle.
+
+    Raises:
+        UserError: no bundle there, another schema, or a file that is missing, changed or too many.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise UserError(f'"{folder}" is not a bundle: it has no {MANIFEST}', ["splitboard build MODEL --board KIND"])
+    bundle = read_json(Bundle, folder / MANIFEST)
+    if bundle.schema_version != SCHEMA_VERSION:
+        raise UserError(
+            f'"{folder}" has bundle schema "{bundle.schema_version}", this version reads {SCHEMA_VERSION}',
+            ["build the bundle again with this version of splitboard"],
+        )
+    rebuild = ["copy the bundle again from where it was built", "build it again: splitboard build"]
+    for artifact in bundle.artifacts:
+        path = folder / artifact.path
+        if Path(artifact.path).is_absolute() or ".." in Path(artifact.path).parts:
+            raise UserError(f'"{folder}" names a file outside of itself: "{artifact.path}"', rebuild)
+        if not path.is_file():
+            raise UserError(f'"{folder}" lacks the file "{artifact.path}"', rebuild)
+        if path.stat().st_size != artifact.size_bytes or file_sha256(path) != artifact.sha256:
+            raise UserError(f'"{path}" was changed since it was built: its sha256 is not the manifest\'s', rebuild)
+    known = {artifact.path for artifact in bundle.artifacts} | {MANIFEST}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.relative_to(folder).as_posix() not in known:
+            raise UserError(f'"{path}" is not in the manifest of the bundle', rebuild)
+    return bundle

@@ -1,0 +1,161 @@
+"""Run records: raw samples of one (bundle, split, board, run), one JSON object per line of ``runs/*.jsonl``.
+
+Percentiles are functions over the raw samples and are never stored alone. What was not measured is ``None`` with a
+reason beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, Iterable, List, Optional, Tuple
+
+from splitboard.contract.decode import decode, to_json
+from splitboard.contract.errors import UserError
+
+SCHEMA_VERSION = 1
+
+SPANS = ("pre", "edge", "serialise", "link", "queue", "server", "post")
+"""The parts of the end-to-end time, in order: image to model input; edge graph; request header and checksum; everything
+between the two machines' own times (kernel, wire, HTTP); waiting at the server; server graph; reply to class scores."""
+
+FLOAT_REFERENCE = "float"
+"""Split id of the record that holds the float model's outputs, computed on the host in one piece."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """One energy window.
+
+    Attributes:
+        start_ns: of the monotonic clock.
+        end_ns: of the same clock.
+        energy_j: joules in between, ``None`` where there is no meter.
+        source: the meter, with its rail; contains ``estimate`` where it is one, else the reason for ``None``.
+        n_samples: inferences that ended in the window.
+    """
+
+    start_ns: int
+    end_ns: int
+    energy_j: Optional[float]
+    source: str
+    n_samples: int
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What may have changed the timings. ``missing`` gives the reason for every ``None``.
+
+    Attributes:
+        unix_ns: when it was read.
+        machine: architecture, e.g. ``x86_64``.
+        cpu_model: as the kernel names it.
+        cpu_count: processors that the process may use.
+        kernel: release.
+        python: version.
+        runtime: the interpreter and its version.
+        governor: of the first processor.
+        clock_hz: current clock of the first processor.
+        temperature_c: of the first thermal zone.
+        throttled: the board's own flags, as it prints them.
+        load_1min: the kernel's load average.
+        missing: reason by attribute.
+    """
+
+    unix_ns: int
+    machine: str
+    cpu_model: Optional[str]
+    cpu_count: int
+    kernel: str
+    python: str
+    runtime: str
+    governor: Optional[str]
+    clock_hz: Optional[float]
+    temperature_c: Optional[float]
+    throttled: Optional[str]
+    load_1min: Optional[float]
+    missing: Dict[str, str]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Raw samples of one split in one run.
+
+    Attributes:
+        schema_version: of this record.
+        run_id: the same for all splits that were interleaved.
+        bundle_name: the model's name.
+        bundle_sha256: the bundle's identity.
+        split: id, or `FLOAT_REFERENCE`.
+        scope: the module that the split follows.
+        board: kind of board, ``host`` for the float reference.
+        emulated: the board's processor was emulated, so no time in here means anything.
+        engine: what ran the edge half, ``none`` where nothing did.
+        threads: of the edge engine.
+        n_warmup: inferences before the first sample, discarded.
+        payload_bytes: tensor bytes per request, before any codec.
+        sample_ids: sha256 of each image, in the order of the samples.
+        spans_ns: by span of `SPANS`, one duration per sample; 0 where the path has no such phase.
+        total_ns: end to end, measured on its own, one per sample.
+        outputs: class scores (logits) by task, ``[sample][class]``.
+        labels: true class by task, one per sample; empty where the data has none.
+        windows: energy windows.
+        idle_windows: energy windows without inference.
+        energy_reason: why there is no energy, ``None`` where there is.
+        before: environment before the first sample.
+        after: environment after the last.
+    """
+
+    schema_version: int
+    run_id: str
+    bundle_name: str
+    bundle_sha256: str
+    split: str
+    scope: str
+    board: str
+    emulated: bool
+    engine: str
+    threads: int
+    n_warmup: int
+    payload_bytes: int
+    sample_ids: Tuple[str, ...]
+    spans_ns: Dict[str, Tuple[int, ...]]
+    total_ns: Tuple[int, ...]
+    outputs: Dict[str, Tuple[Tuple[float, ...], ...]]
+    labels: Dict[str, Tuple[int, ...]]
+    windows: Tuple[Window, ...]
+    idle_windows: Tuple[Window, ...]
+    energy_reason: Optional[str]
+    before: Environment
+    after: Environment
+
+
+def write_records(path: Path, records: Iterable[RunRecord]) -> None:
+    """Writes records beside ``path`` and renames them into place, so a broken run leaves nothing half-written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".part")
+    with open(beside, "w", encoding="utf-8") as file:
+        for record in records:
+            file.write(to_json(record) + "\n")
+    beside.replace(path)
+
+
+def read_records(path: Path) -> List[RunRecord]:
+    """Reads the records of one ``.jsonl`` file or of all such files in a folder.
+
+    Raises:
+        UserError: nothing there, or a line that is not a record.
+    """
+    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    if not files or not files[0].is_file():
+        raise UserError(f'no run records at "{path}"', ["splitboard bench BUNDLE --board local -o RUNS"])
+    records = []
+    for file in files:
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            where = f"{file}:{number}"
+            try:
+                records.append(decode(RunRecord, json.loads(line), where))
+            except ValueError as error:
+                raise UserError(f'"{where}" is not a run record: {error}') from error
+    return records

@@ -1,0 +1,1 @@
+"""Reference multi-task models, their data sets and their training."""

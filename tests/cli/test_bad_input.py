@@ -1,0 +1,358 @@
+"""Wrong input, one row each: exit code 3, one line with the offending value, advice, and nothing left behind."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from splitboard.cli.main import run
+from splitboard.contract.bundle import load_bundle
+from splitboard.contract.errors import UserError
+from splitboard.contract.samples import save_samples
+
+TINY = Path(__file__).parents[1] / "models" / "tiny.py"
+IN_A_PROCESS = ("serve", "bench", "demo")
+"""Verbs that would run for long, or for ever, if they did not refuse."""
+NEVER = ("Traceback", "\x1b", "weights_only")
+"""Walls of traces, terminal codes, and torch's own advice on how to unpickle a file all the same."""
+
+SPEC = """[preprocessing]
+height = 32
+width = 32
+source_channels = 1
+mean = [0.5, 0.4, 0.3]
+std = [0.5, 0.6, 0.7]
+[labels]
+shape = ["round", "square"]
+"""
+FACTORIES = {
+    "raises": "def make():\n    raise ValueError('no such width: 7')\n",
+    "deep": "import raises\n\n\ndef make():\n    return raises.make()\n",
+    "needs": "def make(width):\n    return width\n",
+    "syntax": "def make(:\n",
+    "other": "def make():\n    return 3\n",
+    "leaves": "import sys\n\n\ndef make():\n    sys.exit(0)\n",
+}
+
+
+class Payload:
+    """What an attacker puts into a checkpoint: a call that runs when it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, ("was-unpickled", "w")
+
+
+def _checkpoints(desk: Path, good: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    state = load_file(good)
+    (desk / "nets.safetensors").write_bytes(good.read_bytes())
+    (desk / "cut.safetensors").write_bytes(good.read_bytes()[:2000])
+    torch.save(state, desk / "good.pt")
+    (desk / "cut.pt").write_bytes((desk / "good.pt").read_bytes()[:2000])
+    torch.save({name.replace("stem", "stam"): value for name, value in state.items()}, desk / "keys.pt")
+    torch.save(state | {"heads.shape.weight": torch.zeros(3, 12)}, desk / "shapes.pt")
+    torch.save(state | {"stem.0.bias": torch.full((8,), torch.nan)}, desk / "nan.pt")
+    torch.save(state | {"stem.0.bias": "eight zeros"}, desk / "text.pt")
+    torch.save(Payload(), desk / "pickled.pt")
+
+
+def _specs(desk: Path) -> None:
+    (desk / "spec.toml").write_text(SPEC)
+    (desk / "typo.toml").write_text(SPEC.replace("height", "heigth"))
+    (desk / "broken.toml").write_text(SPEC + "[labels")
+    (desk / "latin.toml").write_bytes(SPEC.replace("round", "r\xf6nd").encode("latin-1"))
+    (desk / "task.toml").write_text(SPEC.replace("shape =", "shpe ="))
+    (desk / "labels.toml").write_text(SPEC.replace('"square"', '"square", "oval"'))
+
+
+def _samples(desk: Path, good: Path) -> None:
+    (desk / "good.npz").write_bytes(good.read_bytes())
+    (desk / "cut.npz").write_bytes(good.read_bytes()[:2000])
+    (desk / "text.npz").write_text("hello\n")
+    (desk / "empty").mkdir()
+    pixels = np.zeros((3, 40, 40, 1), np.uint8)
+    np.save(desk / "array.npy", pixels)
+    np.savez(desk / "pictures.npz", pictures=pixels)
+    np.savez(desk / "rgb.npz", images=np.repeat(pixels, 3, axis=-1))
+    np.savez(desk / "float.npz", images=pixels.astype(np.float32))
+    save_samples(desk / "labels.npz", pixels, {"shape": np.zeros(2, np.int64)})
+
+
+def _folders(desk: Path, model: Path, bundle: Path) -> None:
+    for name in ("model", "model.changed"):
+        shutil.copytree(model, desk / name)
+    for name in ("bundle", "bundle.changed", "bundle.extra", "bundle.missing"):
+        shutil.copytree(bundle, desk / name)
+    with open(desk / "model.changed" / "model.onnx", "ab") as file:
+        file.write(b"x")
+    edge = desk / "bundle.changed" / "edge" / "edge.int8.tflite"
+    content = bytearray(edge.read_bytes())
+    content[len(content) // 2] ^= 1
+    edge.write_bytes(content)
+    (desk / "bundle.extra" / "server" / "s99.onnx").write_text("hello\n")
+    (desk / "bundle.missing" / "golden" / "golden.npz").unlink()
+
+
+def _runs(desk: Path) -> None:
+    good = desk / "good.jsonl"
+    assert run(["bench", str(desk / "bundle"), "--data", str(desk / "good.npz"), "--limit", "5", "-o", str(good)]) == 0
+    text = good.read_text()
+    (desk / "cut.jsonl").write_text(text[: len(text) // 2])
+    (desk / "old.jsonl").write_text(text.replace('"schema_version":1', '"schema_version":9'))
+    (desk / "binary.jsonl").write_bytes(b"\xff\xfe\x00\n")
+    (desk / "blank.jsonl").touch()
+
+
+def _others(desk: Path) -> None:
+    """What belongs to the user and lies where a command is told to write."""
+    for name in ("theirs", "theirs.jsonl.d", "theirs.html.d", "theirs.demo"):
+        (desk / name).mkdir()
+        (desk / name / "test.npz").write_text("years of work\n")
+        (desk / name / "thesis.tex").write_text("years of work\n")
+    for name in ("file", "theirs.jsonl", "theirs.html", "notes.txt"):
+        (desk / name).write_text("years of work\n")
+
+
+@pytest.fixture(scope="module")
+def desk(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_checkpoint: Path,
+    tiny_samples: Path,
+    tiny_model: Path,
+    tiny_bundle: Path,
+) -> Path:
+    """The user's folder, with everything that can be wrong in it."""
+    made = tmp_path_factory.mktemp("desk")
+    (made / "out").mkdir()
+    (made / "nets").mkdir()
+    (made / "nets" / "tiny.py").write_text(TINY.read_text())
+    for name, code in FACTORIES.items():
+        (made / "nets" / f"{name}.py").write_text(code)
+    _checkpoints(made, tiny_checkpoint)
+    _specs(made)
+    _samples(made, tiny_samples)
+    _folders(made, tiny_model, tiny_bundle)
+    _runs(made)
+    _others(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def busy_port() -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield str(listener.getsockname()[1])
+
+
+def export(
+    checkpoint: str = "nets.safetensors",
+    model: str = "tiny:make",
+    spec: str = "spec.toml",
+    shape: str = "1x3x32x32",
+    out: str = "out/model",
+    *more: str,
+) -> list[str]:
+    argv = ["export", checkpoint, "--model", model, "--spec", spec, "--input", shape, "-o", out]
+    return [*argv, *(more or ("--path", "nets"))]
+
+
+def build(
+    split: str = "s03",
+    calib: str = "good.npz",
+    board: str = "rpi5",
+    precision: str = "int8",
+    out: str = "out/bundle",
+    model: str = "model",
+) -> list[str]:
+    argv = ["build", model, "--board", board, "--split", split, "--calib", calib]
+    return [*argv, "--precision", precision, "-o", out]
+
+
+def bench(bundle: str = "bundle", *more: str, data: str = "good.npz", out: str = "out/runs.jsonl") -> list[str]:
+    return ["bench", bundle, "--data", data, "-o", out, "--limit", "5", *more]
+
+
+def report(runs: str = "good.jsonl", out: str = "out/report.html") -> list[str]:
+    return ["report", runs, "-o", out]
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """One wrong command line.
+
+    Attributes:
+        arguments: of ``splitboard``; ``BUSY`` stands for a port that is taken.
+        value: stands in quotes in the first line.
+        advice: stands in a ``Try:`` line.
+    """
+
+    arguments: Sequence[str]
+    value: str
+    advice: str = ""
+
+
+WRONG = {
+    # checkpoints
+    "no checkpoint": Wrong(export("nope.safetensors"), "nope.safetensors"),
+    "suffix": Wrong(export("theirs.html"), ".html", ".safetensors"),
+    "cut safetensors": Wrong(export("cut.safetensors"), "cut.safetensors", "truncated"),
+    "cut pt": Wrong(export("cut.pt"), "cut.pt", "truncated"),
+    "other keys": Wrong(export("keys.pt"), "stem.0.", "--model"),
+    "other shapes": Wrong(export("shapes.pt"), "heads.shape.weight", "--model"),
+    "not a number": Wrong(export("nan.pt"), "stem.0.bias"),
+    "not a tensor": Wrong(export("text.pt"), "stem.0.bias"),
+    "pickled object": Wrong(export("pickled.pt"), "pickled.pt", "state dict"),
+    # factories
+    "factory raises": Wrong(export(model="raises:make"), "raises.py:2"),
+    "factory's helper raises": Wrong(export(model="deep:make"), "raises.py:2"),
+    "factory takes an argument": Wrong(export(model="needs:make"), "needs:make", "without arguments"),
+    "factory is no Python": Wrong(export(model="syntax:make"), "syntax.py:1"),
+    "factory makes no module": Wrong(export(model="other:make"), "other:make"),
+    "factory ends the process": Wrong(export(model="leaves:make"), "leaves"),
+    "no such factory": Wrong(export(model="tiny:mkae"), "tiny:mkae", "package.module:factory"),
+    "no such module": Wrong(export(model="nothere:make"), "nothere:make", "--path"),
+    "no module at all": Wrong(export(model=":make"), ":make", "package.module:factory"),
+    # model specs, shapes, names
+    "no spec": Wrong(export(spec="nope.toml"), "nope.toml"),
+    "unknown key": Wrong(export(spec="typo.toml"), "heigth", '"height"'),
+    "spec is no TOML": Wrong(export(spec="broken.toml"), "broken.toml"),
+    "spec is not UTF-8": Wrong(export(spec="latin.toml"), "latin.toml"),
+    "unknown task": Wrong(export(spec="task.toml"), "shpe", "shape"),
+    "too many labels": Wrong(export(spec="labels.toml"), "3"),
+    "not a shape": Wrong(export(shape="3x32x32"), "3x32x32", "1x3x224x224"),
+    "not a number in a shape": Wrong(export(shape="1x3x32x\u00b2"), "1x3x32x\u00b2", "1x3x224x224"),
+    "other shape": Wrong(export(shape="1x3x64x64"), "1x3x64x64", "1x3x32x32"),
+    "name": Wrong([*export(), "--name", "a/b"], "a/b", "--name"),
+    # bundles to build
+    "no model": Wrong(build(model="nope"), "nope", "splitboard export"),
+    "changed model": Wrong(build(model="model.changed"), "model.onnx", "export"),
+    "board": Wrong(build(board="rpi6"), "rpi6", '"rpi5"'),
+    "precision": Wrong(build(precision="fp4"), "fp4", "int8"),
+    "split": Wrong(build(split="s99"), "s99", '"s07"'),
+    "split without a number": Wrong(build(split="s\u00b2"), "s\u00b2", "s07"),
+    "no split": Wrong(build(split=""), "", "s07"),
+    "no calibration": Wrong(build(calib="nope"), "nope"),
+    "empty folder": Wrong(build(calib="empty"), "empty", ".png"),
+    "no images": Wrong(build(calib="pictures.npz"), "images", "pictures"),
+    "channels": Wrong(build(calib="rgb.npz"), "[3, 40, 40, 3]", "[n, height, width, 1]"),
+    "float images": Wrong(build(calib="float.npz"), "float.npz", "uint8"),
+    "cut images": Wrong(build(calib="cut.npz"), "cut.npz"),
+    "text for images": Wrong(build(calib="text.npz"), "text.npz"),
+    "one array for images": Wrong(build(calib="array.npy"), "array.npy"),
+    "too few labels": Wrong(build(calib="labels.npz"), "shape"),
+    # servers
+    "no bundle": Wrong(["serve", "nope"], "nope", "splitboard build"),
+    "busy port": Wrong(["serve", "bundle", "--port", "BUSY"], "BUSY", "--port 0"),
+    "impossible port": Wrong(["serve", "bundle", "--port", "70000"], "70000"),
+    "serve a changed bundle": Wrong(["serve", "bundle.changed", "--port", "0"], "edge.int8.tflite", "splitboard build"),
+    "serve an extra file": Wrong(["serve", "bundle.extra", "--port", "0"], "s99.onnx", "splitboard build"),
+    "serve a missing file": Wrong(["serve", "bundle.missing", "--port", "0"], "golden.npz", "splitboard build"),
+    "serve a bundle twice": Wrong(["serve", "bundle", "bundle", "--port", "0"], "tiny-s00", "port"),
+    # measurements
+    "bench a changed bundle": Wrong(bench("bundle.changed"), "edge.int8.tflite", "splitboard build"),
+    "bench an extra file": Wrong(bench("bundle.extra"), "s99.onnx", "splitboard build"),
+    "bench an unknown split": Wrong(bench("bundle", "--split", "s99"), "s99", '"s08"'),
+    "no such server": Wrong(
+        bench("bundle", "--server", "http://127.0.0.1:1"), "http://127.0.0.1:1", "splitboard serve"
+    ),
+    "server is no URL": Wrong(bench("bundle", "--server", "ftp://pi"), "ftp://pi", "http://"),
+    "no such station": Wrong(bench("bundle", "--board", "rpi5"), "rpi5", "local"),
+    "no data": Wrong(bench(data="nope.npz"), "nope.npz"),
+    # records
+    "no runs": Wrong(report("nope"), "nope", "splitboard bench"),
+    "empty folder of runs": Wrong(report("empty"), "empty", "splitboard bench"),
+    "cut record": Wrong(report("cut.jsonl"), "cut.jsonl:"),
+    "record is not UTF-8": Wrong(report("binary.jsonl"), "binary.jsonl"),
+    "record of another version": Wrong(report("old.jsonl"), "9"),
+    "no record in the file": Wrong(report("blank.jsonl"), "blank.jsonl"),
+    # never overwritten
+    "export into their folder": Wrong(export(out="theirs"), "theirs", "-o"),
+    "export onto their file": Wrong(export(out="file"), "file", "-o"),
+    "export below their file": Wrong(export(out="file/model"), "file"),
+    "build into their folder": Wrong(build(out="theirs"), "theirs", "-o"),
+    "bench into their folder": Wrong(bench(out="theirs.jsonl.d"), "theirs.jsonl.d"),
+    "bench onto their file": Wrong(bench(out="theirs.jsonl"), "theirs.jsonl"),
+    "report into their folder": Wrong(report(out="theirs.html.d"), "theirs.html.d"),
+    "report onto their file": Wrong(report(out="theirs.html"), "theirs.html"),
+    "report onto their text": Wrong(report(out="notes.txt"), "notes.txt"),
+    "demo into their folder": Wrong(["demo", "--limit", "1", "-o", "theirs.demo"], "theirs.demo"),
+    "demo onto their file": Wrong(["demo", "--limit", "1", "-o", "file"], "file"),
+    # usage
+    "verb": Wrong(["exprot"], "exprot", "--help"),
+    "option": Wrong(["boards", "--jsno"], "--jsno", "splitboard boards --help"),
+    "extra argument": Wrong(["boards", "rpi5"], "rpi5", "splitboard boards --help"),
+    "missing argument": Wrong(["splits"], "model", "splitboard splits --help"),
+    "not a number in an option": Wrong(bench("bundle", "--threads", "two"), "two", "splitboard bench --help"),
+    "no threads": Wrong(bench("bundle", "--threads", "0"), "0", "splitboard bench --help"),
+    "reference model": Wrong(["train", "resnet"], "resnet", "elpv"),
+    "suffix of a new checkpoint": Wrong(["train", "elpv", "-o", "out/elpv.bin"], "out/elpv.bin", ".safetensors"),
+}
+
+
+def _everything(folder: Path) -> dict[str, str]:
+    """Name and content of all that a folder holds; Python's own caches of the user's modules left out."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        for path in sorted(folder.rglob("*"))
+        if "__pycache__" not in path.parts
+    }
+
+
+@pytest.mark.parametrize("wrong", [pytest.param(wrong, id=name) for name, wrong in WRONG.items()])
+def test_one_line_advice_and_nothing_left(
+    wrong: Wrong, desk: Path, busy_port: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    argv = [word.replace("BUSY", busy_port) for word in wrong.arguments]
+    before = _everything(desk)
+    monkeypatch.chdir(desk)
+    if argv[0] in IN_A_PROCESS:
+        command = [sys.executable, "-m", "splitboard.cli.main", *argv]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        code, out, err = done.returncode, done.stdout, done.stderr
+    else:
+        code = run(argv)
+        out, err = capfd.readouterr()
+    assert code == 3, err
+    assert not [words for words in NEVER if words in err]
+    first, *tries = err.splitlines()
+    assert first.startswith("error: ")
+    quoted = re.findall(r'"([^"]*)"', first)
+    value = wrong.value.replace("BUSY", busy_port)
+    assert any(value in part if value else not part for part in quoted), f"{value!r} is not in quotes in: {first}"
+    assert tries, f"no advice below: {first}"
+    assert all(line.startswith("Try: ") for line in tries), err
+    assert any(wrong.advice in line for line in tries), err
+    assert out == ""
+    assert _everything(desk) == before
+
+
+def test_the_payload_would_have_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pickle.loads(pickle.dumps(Payload())).close()
+    assert (tmp_path / "was-unpickled").exists()
+
+
+def test_a_changed_byte_in_any_file_of_a_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, copy)
+    files = [path for path in copy.rglob("*") if path.is_file() and path.name != "manifest.json"]
+    assert len(files) >= 6
+    for path in files:
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(UserError, match=re.escape(path.name)):
+            load_bundle(copy)
+        path.write_bytes(content)
+    load_bundle(copy)

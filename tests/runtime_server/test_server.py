@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from serving import Running, running_server, start_server
+
+from splitboard.contract.bundle import Bundle, Split, bundle_sha256, load_bundle
+from splitboard.contract.errors import EXIT_USER_ERROR
+from splitboard.contract.wire import parse_server_timing
+
+
+def ask(server: Running, method: str, path: str, body: bytes = b"", headers: Any = None) -> tuple[int, Any, bytes]:
+    """Another implementation's client: the standard library's, fed with bytes written by hand."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    try:
+        connection.request(method, path, body or None, headers or {})
+        reply = connection.getresponse()
+        return reply.status, reply.headers, reply.read()
+    finally:
+        connection.close()
+
+
+def by_hand(bundle: Bundle, folder: Path, split: Split, pixels: np.ndarray[Any, Any]) -> tuple[bytes, dict[str, str]]:
+    """A request as the protocol's text has it."""
+    tensor, raw = split.tensors[0], pixels.tobytes()
+    text = json.dumps(
+        {
+            "id": "one",
+            "parameters": {"bundle": bundle_sha256(folder), "split": split.id, "crc32": zlib.crc32(raw)},
+            "inputs": [
+                {
+                    "name": tensor.name,
+                    "shape": list(pixels.shape),
+                    "datatype": {"uint8": "UINT8", "int8": "INT8"}[str(pixels.dtype)],
+                    "parameters": {"binary_data_size": len(raw)},
+                }
+            ],
+            "outputs": [{"name": task.name, "parameters": {"binary_data": True}} for task in bundle.tasks],
+        }
+    ).encode()
+    return text + raw, {"Inference-Header-Content-Length": str(len(text))}
+
+
+def wire_tensor(split: Split) -> np.ndarray[Any, Any]:
+    low, high = (0, 256) if split.tensors[0].dtype == "uint8" else (-128, 128)
+    return np.random.default_rng(5).integers(low, high, split.tensors[0].shape).astype(split.tensors[0].dtype)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_split_answers_as_onnx_runtime_does_directly(server: Running, tiny_bundle: Path, number: int) -> None:
+    bundle = load_bundle(tiny_bundle)
+    split = bundle.splits[number]
+    tensor = wire_tensor(split)
+    body, headers = by_hand(bundle, tiny_bundle, split, tensor)
+    status, found, reply = ask(server, "POST", f"/v2/models/tiny-{split.id}/infer", body, headers)
+    assert status == 200, reply
+    n_json = int(found["Inference-Header-Content-Length"])
+    head = json.loads(reply[:n_json])
+    assert (head["model_name"], head["id"]) == (f"tiny-{split.id}", "one")
+    session = onnxruntime.InferenceSession(tiny_bundle / str(split.server), providers=["CPUExecutionProvider"])
+    expected = session.run([task.name for task in bundle.tasks], {split.tensors[0].name: tensor})
+    start = n_json
+    for entry, array in zip(head["outputs"], expected, strict=True):
+        assert entry["shape"] == list(array.shape)
+        size = entry["parameters"]["binary_data_size"]
+        np.testing.assert_array_equal(np.frombuffer(reply[start : start + size], "<f4"), array.ravel())
+        start += size
+    assert start == len(reply)
+    queue_ns, compute_ns = parse_server_timing(found["Server-Timing"])
+    assert queue_ns > 0
+    assert compute_ns > 0
+
+
+def test_the_queue_is_told_apart_from_the_work(server: Running, tiny_bundle: Path) -> None:
+    """With one worker, requests at the same time wait for one another: the longest wait exceeds one computation."""
+    bundle = load_bundle(tiny_bundle)
+    split = bundle.splits[0]
+    body, headers = by_hand(bundle, tiny_bundle, split, wire_tensor(split))
+    times: list[tuple[int, int]] = []
+
+    def go() -> None:
+        for _ in range(40):
+            _, found, _ = ask(server, "POST", f"/v2/models/tiny-{split.id}/infer", body, headers)
+            times.append(parse_server_timing(found["Server-Timing"]))
+
+    threads = [threading.Thread(target=go) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(times) == 320
+    assert max(queue for queue, _ in times) > sorted(compute for _, compute in times)[160]
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/v2/health/live", {"live": True}),
+        ("/v2/health/ready", {"ready": True}),
+        ("/v2/models/tiny-s00/ready", {"name": "tiny-s00", "ready": True}),
+    ],
+)
+def test_health(server: Running, path: str, expected: object) -> None:
+    status, _, body = ask(server, "GET", path)
+    assert (status, json.loads(body)) == (200, expected)
+
+
+def test_metadata(server: Running, tiny_bundle: Path) -> None:
+    about = json.loads(ask(server, "GET", "/v2")[2])
+    assert (about["name"], about["extensions"]) == ("splitboard", ["binary_tensor_data"])
+    model = json.loads(ask(server, "GET", "/v2/models/tiny-s00")[2])
+    assert model["inputs"] == [{"name": "image", "datatype": "UINT8", "shape": [1, 32, 32, 1]}]
+    assert model["outputs"][1] == {"name": "colour", "datatype": "FP32", "shape": [1, 3]}
+    assert model["parameters"] == {"bundle": bundle_sha256(tiny_bundle), "split": "s00"}
+
+
+INFER = "/v2/models/tiny-s00/infer"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "headers", "status", "words"),
+    [
+        ("GET", "/", b"", {}, 404, "there is nothing at"),
+        ("GET", "/v2/models", b"", {}, 404, "there is nothing at"),
+        ("GET", "/v2/models/tiny-s99", b"", {}, 404, 'no model "tiny-s99"; served are: tiny-s00'),
+        ("POST", "/v2/models/%2e%2e%2fetc/infer", b"", {}, 404, "there is nothing at"),
+        ("POST", "/v2/models/caf%C3%A9/infer", b"{}", {}, 404, "no model"),
+        ("GET", INFER, b"", {}, 405, "takes POST, found GET"),
+        ("POST", "/v2", b"{}", {}, 405, "takes GET, found POST"),
+        ("DELETE", "/v2/models/tiny-s00", b"", {}, 405, "takes GET"),
+        ("POST", INFER, b"", {}, 400, "is missing"),
+        ("POST", INFER, b"{}", {}, 400, "only binary tensors"),
+        ("POST", INFER, b"{}", {"Inference-Header-Content-Length": "9"}, 400, "the body has 2 bytes"),
+        ("POST", INFER, b"x" * 100_000, {"Inference-Header-Content-Length": "9"}, 413, "at most 66560 bytes"),
+        ("POST", INFER, iter([b"x" * 30_000] * 9), {"Inference-Header-Content-Length": "9"}, 413, "at most 66560"),
+    ],
+)
+def test_refusals(server: Running, method: str, path: str, body: Any, headers: Any, status: int, words: str) -> None:
+    found, said, answer = ask(server, method, path, body, headers)
+    assert found == status
+    assert words in json.loads(answer)["error"]
+    if status == 405:
+        assert said["Allow"] in ("GET", "POST")
+
+
+DAMAGED = [
+    (lambda body: body.replace(b'"split": "s00"', b'"split": "s01"'), 409),
+    (lambda body: re.sub(rb'"bundle": "[0-9a-f]', b'"bundle": "x', body), 409),
+    (lambda body: body[:-1] + bytes([body[-1] ^ 1]), 400),
+    (lambda body: body[:-1], 400),
+    (lambda body: body + b"!", 400),
+    (lambda body: body.replace(b'"UINT8"', b'"INT8" '), 400),
+]
+
+
+@pytest.mark.parametrize(("change", "status"), DAMAGED)
+def test_a_request_of_another_half_or_damaged_is_refused(
+    server: Running, tiny_bundle: Path, change: Callable[[bytes], bytes], status: int
+) -> None:
+    bundle = load_bundle(tiny_bundle)
+    body, headers = by_hand(bundle, tiny_bundle, bundle.splits[0], wire_tensor(bundle.splits[0]))
+    changed = change(body)
+    assert changed != body
+    found, _, answer = ask(server, "POST", INFER, changed, headers)
+    assert found == status, answer
+    assert json.loads(answer)["error"]
+
+
+def test_a_body_that_is_announced_too_large_is_refused_before_it_is_sent(server: Running) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), 20) as connection:
+        connection.sendall(f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 40000000\r\n\r\n".encode())
+        assert connection.recv(12) == b"HTTP/1.1 413"
+
+
+def test_rubbish_and_half_requests_do_not_stop_the_server(server: Running) -> None:
+    for rubbish in (b"\x00" * 1000, b"GET / HTTP/9.9\r\n\r\n", b"POST " + INFER.encode() + b" HTTP/1.1\r\nContent-Len"):
+        with socket.create_connection(("127.0.0.1", server.port), 20) as connection:
+            connection.sendall(rubbish)
+    with socket.create_connection(("127.0.0.1", server.port), 20) as connection:
+        connection.sendall(f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 900\r\n\r\nhalf".encode())
+    assert ask(server, "GET", "/v2/health/live")[0] == 200
+
+
+def test_a_busy_port_is_an_error_of_the_user(server: Running, tiny_bundle: Path) -> None:
+    second = start_server(server.port, tiny_bundle)
+    _, errors = second.communicate(timeout=60)
+    assert second.returncode == EXIT_USER_ERROR
+    assert f'error: port "{server.port}" is in use\nTry: ' in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(("port", "words"), [(70000, 'port "70000" does not exist'), (-1, 'port "-1" does not exist')])
+def test_a_port_that_does_not_exist(tiny_bundle: Path, port: int, words: str) -> None:
+    process = start_server(port, tiny_bundle)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, words in errors) == (EXIT_USER_ERROR, True)
+
+
+def test_two_bundles_of_one_name_are_refused(tiny_bundle: Path) -> None:
+    process = start_server(0, tiny_bundle, tiny_bundle)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, 'two bundles offer a model "tiny-s00"' in errors) == (EXIT_USER_ERROR, True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_server_in_peace(tiny_bundle: Path, number: signal.Signals) -> None:
+    with running_server(tiny_bundle) as running, socket.create_connection(("127.0.0.1", running.port), 20) as idle:
+        idle.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert idle.recv(12) == b"HTTP/1.1 200"
+        running.process.send_signal(number)
+        output, errors = running.process.communicate(timeout=30)
+        assert (running.process.returncode, output, errors) == (0, "", "")
+
+
+def test_what_runs_is_finished_before_the_server_ends(tiny_bundle: Path) -> None:
+    bundle = load_bundle(tiny_bundle)
+    body, headers = by_hand(bundle, tiny_bundle, bundle.splits[0], wire_tensor(bundle.splits[0]))
+    with running_server(tiny_bundle) as running:
+        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=20)
+        connection.putrequest("POST", INFER)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            connection.putheader(name, value)
+        connection.endheaders(body[:100])
+        time.sleep(0.3)  # the server has begun to read
+        running.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        connection.send(body[100:])
+        assert connection.getresponse().status == 200
+        connection.close()
+        assert running.process.wait(30) == 0
+
+
+def test_the_server_needs_neither_the_export_nor_the_edge() -> None:
+    code = (
+        "import sys, runtime_server.server; "
+        "print(sorted({'torch', 'onnx', 'runtime_edge', 'export', 'calib', 'boards', 'starlette'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path.cwd())
+    assert done.stdout.strip() == "[]"
