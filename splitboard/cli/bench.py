@@ -15,12 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
+import typer
 
 from boards.zipapp import NAME, build_zipapp
 from runtime_edge.environment import read_environment
+from splitboard.cli.console import steps
 from splitboard.contract import record as contract
 from splitboard.contract.bundle import Bundle, bundle_sha256
-from splitboard.contract.errors import EXIT_USER_ERROR, SplitboardError, UserError
+from splitboard.contract.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_USER_ERROR, SplitboardError
 from splitboard.contract.preprocess import resize
 from splitboard.contract.record import FLOAT_REFERENCE, RunRecord, read_records, write_records
 from splitboard.contract.samples import Samples, load_samples
@@ -70,14 +72,16 @@ def serving(bundle_folder: Path) -> Iterator[str]:
         The server's URL.
 
     Raises:
-        SplitboardError: it ended before it was ready.
+        typer.Exit: it refused and has said why on standard error.
+        SplitboardError: it broke.
     """
-    argv = [sys.executable, "-m", "splitboard.cli.main", "serve", str(bundle_folder), "--port", "0", "--json"]
+    # -I keeps the current folder, where a user may have an export.py of their own, off the import path.
+    argv = [sys.executable, "-I", "-m", "splitboard.cli.main", "serve", str(bundle_folder), "--port", "0", "--json"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
         try:
             line = process.stdout.readline() if process.stdout else ""
             if not line:
-                raise SplitboardError(f'the server ended with "{process.wait()}" before it was ready')
+                raise _failed("server", process.wait())
             yield str(json.loads(line)["url"])
         finally:
             process.terminate()
@@ -87,20 +91,26 @@ def serving(bundle_folder: Path) -> Iterator[str]:
                 process.kill()
 
 
+def _failed(what: str, code: int) -> Exception:
+    """A process of ours has failed; with a documented exit code it has said why, and there is nothing to add."""
+    if code in (EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_USER_ERROR):
+        return typer.Exit(code)
+    return SplitboardError(f'the {what} ended with "{code}"')
+
+
 def bench_here(bundle_folder: Path, bundle: Bundle, request: BenchRequest) -> list[RunRecord]:
     """Runs the packed edge runtime in a process of its own and returns its records.
 
     Raises:
-        UserError: the runtime refused; its words went to standard error.
+        typer.Exit: the runtime failed with one of the documented exit codes; it has said why on standard error.
+        SplitboardError: it broke.
     """
     with tempfile.TemporaryDirectory() as folder:
         runtime = build_zipapp(Path(folder) / NAME)
         argv = [sys.executable, "-I", str(runtime), *request.argv(bundle_folder, bundle.board)]
-        done = subprocess.run(argv, stderr=None, check=False)
-    if done.returncode == EXIT_USER_ERROR:
-        raise UserError("the edge runtime refused", ["read its own lines above"])
+        done = subprocess.run(argv, check=False)
     if done.returncode != 0:
-        raise SplitboardError(f'the edge runtime ended with "{done.returncode}"')
+        raise _failed("edge runtime", done.returncode)
     return read_records(request.out)
 
 
@@ -156,11 +166,11 @@ def _limited(samples: Samples, limit: int | None) -> Samples:
     return Samples(samples.images[:limit], labels, samples.hashes[:limit])
 
 
-def bench(
-    bundle_folder: Path, bundle: Bundle, request: BenchRequest, on_sample: Callable[[str, int, int], None]
-) -> list[RunRecord]:
+def bench(bundle_folder: Path, bundle: Bundle, request: BenchRequest) -> list[RunRecord]:
     """Float reference and all splits, written to one file of run records."""
-    reference = float_reference(bundle_folder, bundle, request, on_sample)
+    with steps("splitboard") as show:
+        reference = float_reference(bundle_folder, bundle, request, show)
+    # Outside: the edge runtime draws its own progress on the terminal.
     records = [reference, *bench_here(bundle_folder, bundle, request)]
     write_records(request.out, records)
     return records

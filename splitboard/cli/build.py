@@ -135,12 +135,13 @@ def _make_halves(
     graph = model.graph
     signatures: dict[str, Sequence[str]] = {point.id: [_tensor(point)] for point in chosen}
     signatures[LOCAL] = graph.outputs
-    progress("convert", 0, 2)
+    progress("convert", 0, 1)
     edge_graph, floored = floor_dead_channels(graph, table)
     floating = convert(edge_graph, signatures, inputs[:1])
-    progress("quantise", 1, 2)
+    progress("convert", 1, 1)
+    progress("quantise", 0, 1)
     edge = quantise_tflite(floating, table)
-    progress("quantise", 2, 2)
+    progress("quantise", 1, 1)
     servers = {points[0].id: remote_graph(graph, model.info.preprocessing)}
     wires: dict[str, tuple[TensorSpec, ...]] = {
         points[0].id: (TensorSpec(graph.inputs[0], points[0].shape, "uint8", "NHWC"),),

@@ -33,8 +33,10 @@ def demo(
       splitboard demo --json --out /tmp/demo | jq .splits
     """
     from splitboard.cli.demo import MARGIN_POINTS, run_demo
+    from splitboard.contract.folder import check_folder
     from splitboard.report.results import check_accuracy, demo_result, result_json
 
+    check_folder(out, "model/model.json")
     run = run_demo(out, energy=energy, limit=limit)
     if json:
         typer.echo(result_json(demo_result(run.summary, str(run.report))))
@@ -43,7 +45,7 @@ def demo(
         typer.echo(f"\nPage: {run.report}")
     failures = check_accuracy(run.summary.splits, MARGIN_POINTS)
     if failures:
-        raise GateFailed(f"INT8 lost more than {MARGIN_POINTS:g} point: {failures[0]}", failures[1:])
+        raise GateFailed(f"INT8 lost more than {MARGIN_POINTS:g} point: {'; '.join(failures)}")
     return 0
 
 
@@ -65,14 +67,17 @@ def export(
       splitboard export net.safetensors --model nets.mine:make --spec mine.toml --input 1x3x224x224 -o mine.model
     """
     from export.checkpoint import export_checkpoint
+    from export.model import MODEL_JSON
     from export.spec import read_spec
     from splitboard.cli.console import steps
+    from splitboard.contract.folder import check_folder
     from splitboard.report.outputs import ExportOutput
     from splitboard.report.results import result_json
 
     shape = _shape(input)
     served = _served_name(name if name is not None else checkpoint.name.partition(".")[0])
     declared = read_spec(spec)
+    check_folder(out, MODEL_JSON)
     with steps("splitboard") as show:
         show("export", 0, 1)
         info = export_checkpoint(checkpoint, model, shape, declared, out, name=served, source_folder=path)
@@ -132,6 +137,8 @@ def build(
     from export.splits import choose_splits, list_splits
     from splitboard.cli.build import build_bundle, build_output
     from splitboard.cli.console import steps
+    from splitboard.contract.bundle import MANIFEST
+    from splitboard.contract.folder import check_folder
     from splitboard.contract.samples import load_samples
     from splitboard.report.results import result_json
 
@@ -141,6 +148,7 @@ def build(
     points = list_splits(loaded.graph, loaded.info.scopes, loaded.info.preprocessing)
     chosen = choose_splits(points, split)
     samples = load_samples(calib, loaded.info.preprocessing.source_channels)
+    check_folder(out, MANIFEST)
     with steps("splitboard") as show:
         bundle = build_bundle(loaded, points, chosen, samples, kind, out, show)
     made = build_output(out, bundle)
@@ -197,11 +205,13 @@ def bench(
 
     from splitboard.cli.bench import BenchRequest, serving
     from splitboard.cli.bench import bench as run_bench
-    from splitboard.cli.console import steps
     from splitboard.contract.bundle import load_bundle
+    from splitboard.contract.folder import check_file
+    from splitboard.contract.record import BEGINNING
     from splitboard.report.outputs import BenchOutput
     from splitboard.report.results import result_json, summarise
 
+    check_file(out, BEGINNING)
     if board != "local":
         raise UserError(f'unknown station "{board}"', ['"local" benches this machine'])
     loaded = load_bundle(bundle)
@@ -211,8 +221,7 @@ def bench(
             loaded.split(split_id)
     with serving(bundle) if server is None else contextlib.nullcontext(server) as url:
         request = BenchRequest(data, url, wanted, out, warmup, threads, limit, energy)
-        with steps("splitboard") as show:
-            records = run_bench(bundle, loaded, request, show)
+        records = run_bench(bundle, loaded, request)
     summary = summarise(records, loaded)
     if json:
         typer.echo(result_json(BenchOutput(str(out), summary.splits)))
@@ -235,11 +244,13 @@ def report(
       splitboard report runs/today.jsonl --bundle mine.bundle -o report.html
     """
     from splitboard.contract.bundle import bundle_sha256, load_bundle
+    from splitboard.contract.folder import check_file
     from splitboard.contract.record import read_records
     from splitboard.report.outputs import ReportOutput
-    from splitboard.report.page import write_report
+    from splitboard.report.page import BEGINNING, write_report
     from splitboard.report.results import result_json, summarise
 
+    check_file(out, BEGINNING)
     records = read_records(runs)
     loaded = None
     command = f"splitboard report {runs} -o {out}"

@@ -11,6 +11,11 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from splitboard.contract.errors import EXIT_BUG, SplitboardError
+
+_SHOWN_CHARACTERS = 4000
+"""Of the libraries' chatter, when the work failed."""
+
 
 @contextlib.contextmanager
 def steps(title: str) -> Iterator[Callable[[str, int, int], None]]:
@@ -45,22 +50,18 @@ def steps(title: str) -> Iterator[Callable[[str, int, int], None]]:
 
         sys.stderr.flush()
         os.dup2(log.fileno(), 2)
-        failed = True
         try:
             with bar:
                 yield show
-            failed = False
         finally:
             sys.stderr.flush()
             os.dup2(terminal.fileno(), 2)
-            if failed and _is_bug(sys.exc_info()[1]):
+            if _is_unexpected(sys.exc_info()[1]):
                 log.seek(0)
-                sys.stderr.write(log.read()[-4000:])
+                sys.stderr.write(log.read()[-_SHOWN_CHARACTERS:])
 
 
-def _is_bug(error: BaseException | None) -> bool:
-    from splitboard.contract.errors import EXIT_BUG, SplitboardError
-
-    return (
-        getattr(error, "exit_code", EXIT_BUG) == EXIT_BUG if isinstance(error, (SplitboardError, Exception)) else False
-    )
+def _is_unexpected(error: BaseException | None) -> bool:
+    if isinstance(error, SplitboardError):
+        return error.exit_code == EXIT_BUG
+    return isinstance(error, Exception)

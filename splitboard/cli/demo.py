@@ -87,8 +87,7 @@ def run_demo(out: Path, *, energy: bool, limit: int | None) -> DemoRun:
         request = BenchRequest(
             data=test, server=url, splits=["all"], out=out / "runs" / "demo.jsonl", energy=energy, limit=limit
         )
-        with steps("splitboard") as show:
-            records = bench(out / "bundle", bundle, request, show)
+        records = bench(out / "bundle", bundle, request)
     report = out / "report.html"
     write_report(report, records, bundle, COMMAND, LOOPBACK)
     return DemoRun(summarise(records, bundle), bundle, tuple(records), report)

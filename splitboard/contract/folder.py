@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Results that appear whole or not at all, and never in the place of something that is not ours."""
 
 from __future__ import annotations
 
@@ -9,6 +9,46 @@ from pathlib import Path
 from typing import Iterator
 
 from splitboard.contract.errors import UserError
+
+
+def check_folder(target: Path, marker: str) -> None:
+    """Refuses a target that holds something else than an earlier result.
+
+    Args:
+        target: a folder to be written; missing and empty ones are fine.
+        marker: path in the folder of a file that every such result has.
+
+    Raises:
+        UserError: it is a file, or a folder of someone else.
+    """
+    ours = not target.exists() or (target.is_dir() and ((target / marker).is_file() or not any(target.iterdir())))
+    if not ours:
+        raise UserError(
+            f'"{target}" exists and was not made by this command (it has no {marker})',
+            ["name another folder with -o", "move what is there away first"],
+        )
+
+
+def check_file(target: Path, beginning: str) -> None:
+    """Refuses a target that is something else than an earlier result.
+
+    Args:
+        target: a file to be written; a missing one is fine.
+        beginning: what every such result begins with.
+
+    Raises:
+        UserError: it is a folder, or a file that begins in another way.
+    """
+    if not target.exists():
+        return
+    if target.is_file():
+        with open(target, "rb") as file:
+            if file.read(len(beginning)) == beginning.encode():
+                return
+    raise UserError(
+        f'"{target}" exists and was not made by this command',
+        ["name another file with -o", "move what is there away first"],
+    )
 
 
 @contextlib.contextmanager
@@ -22,11 +62,7 @@ def new_folder(target: Path, marker: str) -> Iterator[Path]:
     Raises:
         UserError: ``target`` is something else, which is never overwritten, or cannot be written.
     """
-    if target.exists() and not (target / marker).is_file() and not (target.is_dir() and not any(target.iterdir())):
-        raise UserError(
-            f'"{target}" exists and was not made by this command (it has no {marker})',
-            ["name another folder with -o", "move what is there away first"],
-        )
+    check_folder(target, marker)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))

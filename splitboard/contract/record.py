@@ -16,6 +16,9 @@ from splitboard.contract.errors import UserError
 
 SCHEMA_VERSION = 1
 
+BEGINNING = '{"schema_version":'
+"""Every file of run records begins so."""
+
 SPANS = ("pre", "edge", "serialise", "link", "queue", "server", "post")
 """The parts of the end-to-end time, in order: image to model input; edge graph; request header and checksum; everything
 between the two machines' own times (kernel, wire, HTTP); waiting at the server; server graph; reply to class scores."""

@@ -117,6 +117,10 @@ class Fact:
     after: str
 
 
+BEGINNING = "<!DOCTYPE html><!-- splitboard report -->"
+"""Every page begins so."""
+
+
 def write_report(
     path: Path, records: Sequence[RunRecord], bundle: Bundle | None, command: str, link: str | None = None
 ) -> None:
