@@ -143,7 +143,10 @@ def _tasks(graph: Graph, spec: ModelSpec) -> tuple[Task, ...]:
         classes = graph.shapes[output][-1]
         labels = spec.labels.get(output, tuple(str(index) for index in range(classes)))
         if len(labels) != classes:
-            raise UserError(f'task "{output}" has "{len(labels)}" labels, the model has {classes} classes')
+            raise UserError(
+                f'task "{output}" has "{len(labels)}" labels, the model has {classes} classes',
+                [f"name {classes} classes in the model spec", "or none, and they are numbered"],
+            )
         tasks.append(Task(output, labels))
     return tuple(tasks)
 

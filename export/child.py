@@ -8,7 +8,10 @@ are those of the command line: 3 with ``error.json`` where the user's input was 
 
 import ast
 import importlib
+import inspect
 import json
+import pickle
+import re
 import sys
 import traceback
 import warnings
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 N_PARITY_SAMPLES = 4
+_STATE_DICT = "save a state dict: torch.save(model.state_dict(), path), or a .safetensors file"
+_FACTORY = "write it as package.module:factory, a function without arguments that returns the model"
 
 
 class Refused(Exception):
@@ -39,12 +44,16 @@ def load_state(path: Path) -> Any:
 
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # every library raises its own kinds for a broken file
-        first_line = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    except pickle.UnpicklingError as error:  # torch's own words tell how to unpickle it all the same
         raise Refused(
-            f'"{path}" is not a readable checkpoint: {first_line}',
+            f'"{path}" holds more than tensors, and unpickling that could run any code',
+            _STATE_DICT,
+        ) from error
+    except Exception as error:  # every library raises its own kinds for a broken file
+        raise Refused(
+            f'"{path}" is not a readable checkpoint: {first_line(error) or type(error).__name__}',
             "copy the file again, it may be truncated",
-            "save a state dict: torch.save(model.state_dict(), path), or a .safetensors file",
+            _STATE_DICT,
         ) from error
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
@@ -59,24 +68,33 @@ def make_model(factory: str, folder: str) -> "nn.Module":
     module_name, _, attribute = factory.partition(":")
     sys.path.insert(0, folder)
     try:
-        model = getattr(importlib.import_module(module_name), attribute)()
-    except (ModuleNotFoundError, AttributeError) as error:
+        make = getattr(importlib.import_module(module_name), attribute)
+        inspect.signature(make).bind()
+    except (ModuleNotFoundError, AttributeError, TypeError, ValueError) as error:
         if user_line(error, folder) is not None:
             raise
         raise Refused(
-            f'--model "{factory}" cannot be imported from "{folder}": {error}',
-            "write it as package.module:factory, a function without arguments that returns the model",
+            f'--model "{factory}" cannot be called from "{folder}": {error}',
+            _FACTORY,
             "name the folder that your package lies in with --path",
         ) from error
+    model = make()
     if not isinstance(model, torch.nn.Module):
-        raise Refused(f'--model "{factory}" returned "{type(model).__name__}", not a torch.nn.Module')
+        raise Refused(f'--model "{factory}" returned "{type(model).__name__}", not a torch.nn.Module', _FACTORY)
     return model.eval()
 
 
 def load_weights(model: "nn.Module", state: Any, path: Path) -> None:
     """Loads the state dict strictly and says which keys do not fit."""
+    import torch
+
     if not isinstance(state, dict) or not state:
-        raise Refused(f'"{path}" holds no state dict', "save it with torch.save(model.state_dict(), path)")
+        raise Refused(f'"{path}" holds no state dict', _STATE_DICT)
+    for key, value in state.items():
+        if not isinstance(value, torch.Tensor):
+            raise Refused(f'"{path}" has "{key}", which is {type(value).__name__} and not a tensor', _STATE_DICT)
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise Refused(f'"{path}" has "{key}", which is not finite', "take a checkpoint from before it diverged")
     own = model.state_dict()
     # A counter that inference never reads; checkpoints often leave it out.
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
@@ -154,11 +172,20 @@ def export(request: dict[str, Any]) -> None:
 def user_line(error: BaseException, folder: str) -> "str | None":
     """``file:line`` of the user's code that an error came through last, if any."""
     root = Path(folder).resolve()
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        file = Path(frame.filename).resolve()
+    lines = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        lines.append((error.filename, error.lineno))
+    for name, number in reversed(lines):
+        file = Path(name).resolve()
         if root in file.parents and "site-packages" not in file.parts:
-            return f"{file.relative_to(root)}:{frame.lineno}"
+            return f"{file.relative_to(root)}:{number}"
     return None
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first, without the terminal codes that torch puts into its messages."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
+    return lines[0][:300] if lines else ""
 
 
 def main() -> int:
@@ -169,12 +196,11 @@ def main() -> int:
         export(request)
     except Refused as error:
         answer = {"message": str(error), "tries": list(error.tries)}
-    except Exception as error:  # the user's code may raise anything; its line is what helps them
+    except (Exception, SystemExit) as error:  # the user's code may raise anything; its line is what helps them
         where = user_line(error, request["folder"])
         if where is None and type(error).__module__.startswith("torch.onnx") is False:
             raise
-        first_line = str(error).strip().splitlines()[0][:300] if str(error).strip() else ""
-        message = f'{type(error).__name__} in "{where or request["factory"]}": {first_line}'
+        message = f'{type(error).__name__} in "{where or request["factory"]}": {first_line(error)}'
         answer = {"message": message, "tries": ["run the model once in plain torch with the same input"]}
     else:
         return 0

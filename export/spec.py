@@ -15,6 +15,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+_TRIES = ["the tables are [preprocessing] (height, width, source_channels, mean, std) and [labels]"]
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -38,6 +40,6 @@ def read_spec(path: Path) -> ModelSpec:
     try:
         return decode(ModelSpec, tomllib.loads(path.read_text(encoding="utf-8")), str(path))
     except OSError as error:
-        raise UserError(f'cannot read the model spec "{path}": {error.strerror}') from error
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f'"{path}" is not valid TOML: {error}') from error
+        raise UserError(f'cannot read the model spec "{path}": {error.strerror}', _TRIES) from error
+    except ValueError as error:  # not UTF-8, or not TOML
+        raise UserError(f'"{path}" is not valid TOML: {error}', _TRIES) from error

@@ -24,7 +24,7 @@ def demo(
 ) -> int:
     """The main job on this machine, on real images, from the shipped checkpoint to report.html.
 
-    A network that was trained on solar cells is exported, cut at five places, quantised to INT8 and run: the edge half
+    A network that was trained on solar cells is exported, cut at four places, quantised to INT8 and run: the edge half
     in one process, the server half in another, a socket in between. Exit code 1 if a task loses more than 1 point.
 
     Examples:
@@ -32,11 +32,13 @@ def demo(
 
       splitboard demo --json --out /tmp/demo | jq .splits
     """
-    from splitboard.cli.demo import MARGIN_POINTS, run_demo
     from splitboard.contract.folder import check_folder
+
+    check_folder(out, "model/model.json")  # before the imports, which take seconds
+
+    from splitboard.cli.demo import MARGIN_POINTS, run_demo
     from splitboard.report.results import check_accuracy, demo_result, result_json
 
-    check_folder(out, "model/model.json")
     run = run_demo(out, energy=energy, limit=limit)
     if json:
         typer.echo(result_json(demo_result(run.summary, str(run.report))))
@@ -215,7 +217,7 @@ def bench(
     if board != "local":
         raise UserError(f'unknown station "{board}"', ['"local" benches this machine'])
     loaded = load_bundle(bundle)
-    wanted = split.split(",")
+    wanted = [part.strip() for part in split.split(",")]
     for split_id in wanted:
         if split_id != "all":
             loaded.split(split_id)
@@ -327,7 +329,7 @@ def _print_table(summary: object) -> None:
 
 def _shape(text: str) -> tuple[int, ...]:
     parts = text.split("x")
-    if not all(part.isdigit() and int(part) > 0 for part in parts) or len(parts) != 4:
+    if not all(part.isdecimal() and int(part) > 0 for part in parts) or len(parts) != 4:
         raise UserError(f'--input "{text}" is not a shape', ["write batch, channels, height, width: 1x3x224x224"])
     return tuple(int(part) for part in parts)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import typer
@@ -51,7 +53,7 @@ def run(arguments: Sequence[str]) -> int:
             traceback.print_exc()
         return error.exit_code
     except _UsageError as error:  # click's own exit code for these is 2, which means inconclusive here
-        sys.stderr.write(f"{_in_our_words(error)}\n")
+        sys.stderr.write(f"{_in_our_words(error, arguments)}\n")
         return EXIT_USER_ERROR
     except typer.Exit as error:
         return int(error.exit_code)
@@ -63,10 +65,16 @@ def run(arguments: Sequence[str]) -> int:
     return result if isinstance(result, int) else EXIT_PASS
 
 
-def _in_our_words(error: Any) -> UserError:
-    """A usage error of the command-line library in the form of all our errors."""
+def _in_our_words(error: Any, arguments: Sequence[str]) -> UserError:
+    """A usage error of the command-line library in the form of all our errors: the offending value in quotes."""
     command = error.ctx.command_path if error.ctx is not None else "splitboard"
-    return UserError(error.format_message().replace("'", '"'), [f"{command} --help"])
+    message = error.format_message().replace("'", '"')
+    message = re.sub(r"(?<=option: )(\S+)|(?<=argument\(s\) )\((.*)\)", r'"\1\2"', message)
+    options = getattr(getattr(error, "param", None), "opts", ())
+    given = next((value for option, value in pairwise(arguments) if option in options), None)
+    if given is not None and f'"{given}"' not in message:
+        message = f'{message}, found "{given}"'
+    return UserError(message, [f"{command} --help"])
 
 
 if __name__ == "__main__":

@@ -208,7 +208,7 @@ class Bundle:
 def unknown_split(wanted: str, known: list[str], where: str) -> UserError:
     """The error for a split id that is not there; names the nearest in number, else all."""
     tries = [f"the {where} has: {', '.join(known)}"]
-    if wanted[1:].isdigit():
+    if wanted[1:].isdecimal():
         nearest = min(known, key=lambda other: abs(int(other[1:]) - int(wanted[1:])))
         tries.insert(0, f'"{nearest}" is the nearest')
     return UserError(f'unknown split "{wanted}"', tries)

@@ -21,6 +21,9 @@ def check_folder(target: Path, marker: str) -> None:
     Raises:
         UserError: it is a file, or a folder of someone else.
     """
+    blocking = next((parent for parent in target.parents if parent.exists()), target)
+    if not blocking.is_dir():
+        raise UserError(f'cannot write to "{target}": "{blocking}" is a file', ["name another folder with -o"])
     ours = not target.exists() or (target.is_dir() and ((target / marker).is_file() or not any(target.iterdir())))
     if not ours:
         raise UserError(
@@ -67,7 +70,9 @@ def new_folder(target: Path, marker: str) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
-        raise UserError(f'cannot write to "{target.parent}": {error.strerror}') from error
+        raise UserError(
+            f'cannot write to "{target.parent}": {error.strerror}', ["name another folder with -o"]
+        ) from error
     try:
         beside.chmod(0o755)  # mkdtemp makes it private, a result is not
         yield beside

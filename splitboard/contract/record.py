@@ -23,6 +23,8 @@ SPANS = ("pre", "edge", "serialise", "link", "queue", "server", "post")
 """The parts of the end-to-end time, in order: image to model input; edge graph; request header and checksum; everything
 between the two machines' own times (kernel, wire, HTTP); waiting at the server; server graph; reply to class scores."""
 
+_BENCH = ["splitboard bench BUNDLE --data DATA -o RUNS.jsonl"]
+
 FLOAT_REFERENCE = "float"
 """Split id of the record that holds the float model's outputs, computed on the host in one piece."""
 
@@ -152,13 +154,15 @@ def read_records(path: Path) -> List[RunRecord]:
     """
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
-        raise UserError(f'no run records at "{path}"', ["splitboard bench BUNDLE --board local -o RUNS"])
+        raise UserError(f'no run records at "{path}"', _BENCH)
     records = []
     for file in files:
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(file.read_bytes().splitlines(), 1):
             where = f"{file}:{number}"
             try:
-                records.append(decode(RunRecord, json.loads(line), where))
+                records.append(decode(RunRecord, json.loads(line.decode("utf-8")), where))
             except ValueError as error:
-                raise UserError(f'"{where}" is not a run record: {error}') from error
+                raise UserError(f'"{where}" is not a run record: {error}', ["run the benchmark again"]) from error
+    if not records:
+        raise UserError(f'no run records in "{path}"', _BENCH)
     return records

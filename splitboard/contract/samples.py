@@ -15,6 +15,7 @@ from splitboard.contract.errors import UserError
 
 IMAGES = "images"
 LABEL_PREFIX = "labels."
+_STORE = "numpy.savez(path, images=..., **{'labels.TASK': ...})"
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 
@@ -84,6 +85,8 @@ def load_samples(path: Path, channels: int) -> Samples:
 
 def _read_npz(path: Path) -> Tuple[NDArray[np.uint8], Dict[str, NDArray[np.int64]]]:
     try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is no archive of arrays")
         # Opened here: numpy leaves its own file open when the archive is broken.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             if IMAGES not in archive:
@@ -91,10 +94,13 @@ def _read_npz(path: Path) -> Tuple[NDArray[np.uint8], Dict[str, NDArray[np.int64
             images = archive[IMAGES]
             labels = {name[len(LABEL_PREFIX) :]: archive[name] for name in archive if name.startswith(LABEL_PREFIX)}
     except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
-        raise UserError(f'"{path}" is not a readable .npz: {error}') from error
+        raise UserError(f'"{path}" is not a readable .npz: {error}', [_STORE]) from error
     for task, values in labels.items():
         if values.shape != (len(images),) or values.dtype.kind not in "iu":
-            raise UserError(f'"{path}" has labels for task "{task}" that are not one whole number per image')
+            raise UserError(
+                f'"{path}" has labels for task "{task}" that are not one whole number per image',
+                [f"store {LABEL_PREFIX}{task} as {len(images)} whole numbers"],
+            )
     return images, {task: values.astype(np.int64) for task, values in labels.items()}
 
 

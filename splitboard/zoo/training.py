@@ -48,8 +48,8 @@ class Recipe:
 def keep_freed_memory() -> None:
     """Makes glibc keep freed memory instead of handing it back to the kernel after every layer.
 
-    With the default allocator half of a training step on the CPU is page faults. Measured at 224x224, batch 32, two
-    threads: 10.7 images/s before, 22.4 after (`benchmarks/training_allocator.py`). Elsewhere than glibc: no effect.
+    With the default allocator a good part of a training step on the CPU is page faults: the system time goes down, by
+    how much depends on the machine (`benchmarks/training_allocator.py`). Elsewhere than glibc: no effect.
     """
     m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4  # malloc.h
     try:

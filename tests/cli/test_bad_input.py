@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -24,6 +26,8 @@ from splitboard.contract.samples import save_samples
 TINY = Path(__file__).parents[1] / "models" / "tiny.py"
 IN_A_PROCESS = ("serve", "bench", "demo")
 """Verbs that would run for long, or for ever, if they did not refuse."""
+
+TIMEOUT_S = 60
 NEVER = ("Traceback", "\x1b", "weights_only")
 """Walls of traces, terminal codes, and torch's own advice on how to unpickle a file all the same."""
 
@@ -64,7 +68,7 @@ def _checkpoints(desk: Path, good: Path) -> None:
     (desk / "cut.pt").write_bytes((desk / "good.pt").read_bytes()[:2000])
     torch.save({name.replace("stem", "stam"): value for name, value in state.items()}, desk / "keys.pt")
     torch.save(state | {"heads.shape.weight": torch.zeros(3, 12)}, desk / "shapes.pt")
-    torch.save(state | {"stem.0.bias": torch.full((8,), torch.nan)}, desk / "nan.pt")
+    torch.save(state | {"stem.0.bias": torch.full_like(state["stem.0.bias"], torch.nan)}, desk / "nan.pt")
     torch.save(state | {"stem.0.bias": "eight zeros"}, desk / "text.pt")
     torch.save(Payload(), desk / "pickled.pt")
 
@@ -310,6 +314,19 @@ def _everything(folder: Path) -> dict[str, str]:
     }
 
 
+def in_a_process(argv: list[str]) -> tuple[int, str, str]:
+    """Exit code and output of the command; it and all that it started are ended where it does not refuse in time."""
+    command = [sys.executable, "-m", "splitboard.cli.main", *argv]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
+        try:
+            out, err = process.communicate(timeout=TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+        return process.returncode, out, err
+
+
 @pytest.mark.parametrize("wrong", [pytest.param(wrong, id=name) for name, wrong in WRONG.items()])
 def test_one_line_advice_and_nothing_left(
     wrong: Wrong, desk: Path, busy_port: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -318,9 +335,7 @@ def test_one_line_advice_and_nothing_left(
     before = _everything(desk)
     monkeypatch.chdir(desk)
     if argv[0] in IN_A_PROCESS:
-        command = [sys.executable, "-m", "splitboard.cli.main", *argv]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        code, out, err = done.returncode, done.stdout, done.stderr
+        code, out, err = in_a_process(argv)
     else:
         code = run(argv)
         out, err = capfd.readouterr()

@@ -158,12 +158,13 @@ def test_interrupted(pyz: Path, tiny_bundle: Path, tiny_samples: Path, tmp_path:
 
 def test_a_reader_that_goes_away(pyz: Path, tiny_bundle: Path, tiny_samples: Path) -> None:
     command = [sys.executable, "-I", str(pyz), "run", "--bundle", str(tiny_bundle), "--data", str(tiny_samples)]
-    process = subprocess.Popen([*command, "--split", "s08"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    if process.stdout is None:
-        raise RuntimeError("standard output is not piped")
-    process.stdout.close()
-    errors = process.stderr.read() if process.stderr else ""
-    assert process.wait(60) == 141
+    command += ["--split", "s08"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        if process.stdout is None or process.stderr is None:
+            raise RuntimeError("the outputs are not piped")
+        process.stdout.close()
+        errors = process.stderr.read()
+        assert process.wait(60) == 141
     assert "Traceback" not in errors
 
 
