@@ -30,8 +30,8 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 
 # Runs the demo and writes its real output into README.md.
-readme: $(VENV)/.installed-dev
-	$(BIN)/python docs/write_readme.py
+readme: demo
+	$(BIN)/python docs/write_readme.py $(DEMO_OUT)
 
 clean:
 	rm -rf $(VENV) build *.egg-info $(DEMO_OUT)

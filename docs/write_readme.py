@@ -1,6 +1,7 @@
-"""Runs the demo and puts its real output, and a picture of its page, where the README shows them.
+"""Puts the demo's real output, and a picture of its page, where the README shows them.
 
-Use: make readme. Needs Chromium for the picture; without it the old picture stays and a line says so.
+Use: make readme, which runs the demo first. Needs Chromium for the picture; without it the old picture stays and a line
+says so.
 """
 
 from __future__ import annotations
@@ -20,16 +21,14 @@ BLOCK = re.compile(r"(<!-- demo-output: [^>]*-->\n).*(<!-- end of demo-output --
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
 
-def run_demo(out: Path) -> str:
-    """The demo's standard output."""
+def table(demo: Path) -> str:
+    """What the demo printed, from its run records."""
+    argv = ["report", str(demo / "runs"), "--bundle", str(demo / "bundle"), "--out", str(demo / "readme.html")]
     done = subprocess.run(
-        [sys.executable, "-m", "splitboard.cli.main", "demo", "--out", "demo-out"],
-        cwd=out,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
+        [sys.executable, "-m", "splitboard.cli.main", *argv], stdout=subprocess.PIPE, text=True, check=True
     )
-    return "\n".join(line.rstrip() for line in done.stdout.strip().splitlines())
+    lines = [line.rstrip() for line in done.stdout.splitlines() if not line.startswith("Page: ")]
+    return "\n".join(lines).strip("\n")
 
 
 def take_picture(page: Path, picture: Path) -> bool:
@@ -47,9 +46,9 @@ def take_picture(page: Path, picture: Path) -> bool:
 
 def main() -> None:
     """Rewrites the block of the README."""
-    with tempfile.TemporaryDirectory() as folder:
-        output = run_demo(Path(folder))
-        pictured = take_picture(Path(folder) / "demo-out" / "report.html", ROOT / PICTURE)
+    demo = Path(sys.argv[1])
+    output = table(demo)
+    pictured = take_picture((demo / "report.html").resolve(), ROOT / PICTURE)
     print("picture taken" if pictured else "no browser found: the old picture stays", file=sys.stderr)
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     block = (
