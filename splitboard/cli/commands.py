@@ -24,7 +24,7 @@ def demo(
 ) -> int:
     """The main job on this machine, on real images, from the shipped checkpoint to report.html.
 
-    A network that was trained on solar cells is exported, cut at four places, quantised to INT8 and run: the edge half
+    A network that was trained on solar cells is exported, cut at three places, quantised to INT8 and run: the edge half
     in one process, the server half in another, a socket in between. Exit code 1 if a task loses more than 1 point.
 
     Examples:

@@ -22,7 +22,7 @@ from splitboard.report.results import Summary, summarise
 from splitboard.zoo import elpv
 
 CHECKPOINT = "elpv_lite0.safetensors"
-SPLITS = "backbone.blocks.2,backbone.blocks.4,backbone.blocks.10,backbone.blocks.14"
+SPLITS = "backbone.blocks.4,backbone.blocks.10,backbone.blocks.14"
 """Natural bottlenecks, each the last block of a stage, spread over the depth."""
 
 MARGIN_POINTS = 1.0
