@@ -64,7 +64,7 @@ def load_model(folder: Path) -> Model:
     if not (folder / MODEL_JSON).is_file():
         raise UserError(
             f'"{folder}" is not a model folder: it has no {MODEL_JSON}',
-            ["splitboard export CHECKPOINT --model pkg.module:factory --input 1x3x224x224 -o MODEL"],
+            ["splitboard export CHECKPOINT --model pkg.module:factory --spec SPEC.toml --input 1x3x224x224 -o MODEL"],
         )
     info = read_json(ModelInfo, folder / MODEL_JSON)
     path = folder / MODEL_ONNX

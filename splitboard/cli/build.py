@@ -206,6 +206,7 @@ def _write_files(
     (folder / EDGE_FILE).write_bytes(halves.edge)
     for split_id, server in halves.servers.items():
         onnx.save(server, folder / "server" / f"{split_id}.onnx")
+    # numpy types all keyword arguments as its own option allow_pickle.
     np.savez(folder / GOLDEN_FILE, **golden)  # type: ignore[arg-type]
     (folder / RANGES_FILE).write_text(to_json(table, indent=1) + "\n", encoding="utf-8")
     (folder / SAMPLES_FILE).write_text("\n".join(sorted(calibration.hashes)) + "\n", encoding="utf-8")

@@ -51,6 +51,7 @@ def save_samples(path: Path, images: NDArray[np.uint8], labels: Dict[str, NDArra
     """Writes an ``.npz`` that `load_samples` reads: ``images`` and one ``labels.<task>`` per task."""
     named = {LABEL_PREFIX + task: np.asarray(values) for task, values in labels.items()}
     with open(path, "wb") as file:
+        # numpy types all keyword arguments as its own option allow_pickle.
         np.savez(file, **{IMAGES: images}, **named)  # type: ignore[arg-type]
 
 
