@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import onnxsim
 from numpy.typing import NDArray
 from onnx import ModelProto
 
 from export.graph import Graph
 from export.model import MODEL_JSON, MODEL_ONNX, SCHEMA_VERSION, ModelInfo
+from export.reference import Parity, parity, reference_session
 from export.spec import ModelSpec
 from splitboard.contract.bundle import Task, TensorSpec, file_sha256
 from splitboard.contract.decode import to_json
@@ -66,7 +66,7 @@ def export_checkpoint(
         child = json.loads((Path(work) / "child.json").read_text())
         simplified = _simplify(onnx.load(Path(work) / "model.onnx"))
         with np.load(Path(work) / "parity.npz", allow_pickle=False) as reference:
-            parity = _parity(simplified, {key: reference[key] for key in reference})
+            measured = _parity(simplified, {key: reference[key] for key in reference})
     graph = Graph(simplified)
     with new_folder(target, MODEL_JSON) as folder:
         onnx.save(graph.model, folder / MODEL_ONNX)
@@ -76,10 +76,13 @@ def export_checkpoint(
             model_sha256=file_sha256(folder / MODEL_ONNX),
             checkpoint_sha256=file_sha256(checkpoint),
             tasks=_tasks(graph, spec),
-            input=TensorSpec(graph.inputs[0], tuple(input_shape), "float32", "NCHW"),
+            inputs=(TensorSpec(graph.inputs[0], tuple(input_shape), "float32", "NCHW"),),
+            image=graph.inputs[0],
             preprocessing=spec.preprocessing,
             scopes=_surviving_scopes(graph, child["scopes"]),
-            parity=parity,
+            sequences=tuple(child["sequences"]),
+            changes=(),
+            parity=measured,
             tool_versions={
                 "torch": child["torch"],
                 **{tool: version(tool) for tool in ("onnx", "onnxscript", "onnxsim")},
@@ -161,29 +164,16 @@ def _surviving_scopes(graph: Graph, scopes: dict[str, str]) -> dict[str, str]:
     return found
 
 
-def _parity(model: ModelProto, reference: dict[str, NDArray[np.float32]]) -> dict[str, float]:
-    """Max |onnx - torch| / max |torch| by output name, over the child's samples."""
+def _parity(model: ModelProto, reference: dict[str, NDArray[np.float32]]) -> dict[str, Parity]:
+    """How near each output is to torch's, over the child's samples."""
     session = reference_session(model)
     names = [output.name for output in session.get_outputs()]
     results = [session.run(names, {session.get_inputs()[0].name: sample}) for sample in reference["input"]]
-    parity = {}
+    found = {}
     for index, name in enumerate(names):
-        expected = reference[f"output.{name}"]
-        parity[name] = relative_error(np.stack([result[index] for result in results]), expected)
-        if not parity[name] <= PARITY_LIMIT:  # also refuses NaN
-            raise SplitboardError(f'output "{name}" of the exported graph differs from torch by "{parity[name]:.2e}"')
-    return parity
-
-
-def reference_session(model: ModelProto) -> ort.InferenceSession:
-    """ONNX Runtime with its optimiser off, one thread: the numbers depend on the graph alone."""
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def relative_error(actual: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
-    """Max |actual - expected| / max |expected|."""
-    scale = float(np.abs(expected).max())
-    return float(np.abs(actual - expected).max()) / (scale if scale > 0 else 1.0)
+        found[name] = parity(np.stack([result[index] for result in results]), reference[f"output.{name}"])
+        if not found[name].relative <= PARITY_LIMIT:  # also refuses NaN
+            raise SplitboardError(
+                f'output "{name}" of the exported graph differs from torch by "{found[name].relative:.2e}"'
+            )
+    return found

@@ -164,7 +164,11 @@ def export(request: dict[str, Any]) -> None:
         for output in node.output:
             if scope is not None:
                 scopes[output] = scope
-    (out / "child.json").write_text(json.dumps({"outputs": names, "scopes": scopes, "torch": torch.__version__}))
+    sequences = [
+        name for name, module in model.named_modules() if isinstance(module, (torch.nn.Sequential, torch.nn.ModuleList))
+    ]
+    answer = {"outputs": names, "scopes": scopes, "sequences": sequences, "torch": torch.__version__}
+    (out / "child.json").write_text(json.dumps(answer))
     outputs = {f"output.{name}": np.stack([result[name].numpy() for result in results]) for name in names}
     np.savez(out / "parity.npz", allow_pickle=False, input=samples.numpy(), **outputs)
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import onnx
 
 from export.graph import Graph
+from export.reference import Parity
 from splitboard.contract.bundle import Task, TensorSpec, file_sha256
 from splitboard.contract.decode import read_json
 from splitboard.contract.errors import UserError
 from splitboard.contract.preprocess import Preprocessing
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MODEL_JSON = "model.json"
 MODEL_ONNX = "model.onnx"
 
@@ -28,10 +29,13 @@ class ModelInfo:
         model_sha256: of ``model.onnx``.
         checkpoint_sha256: of the checkpoint that was exported.
         tasks: in the order of the outputs.
-        input: the float input, NCHW.
-        preprocessing: from a source image to the input.
+        inputs: in the order of the graph; images are NCHW.
+        image: name of the input that the preprocessing makes; ``None`` where no preprocessing was declared.
+        preprocessing: from a source image to that input; ``None`` where none was declared.
         scopes: module scope by tensor, as in the user's model.
-        parity: by task, max |onnx - torch| / max |torch| on seeded inputs.
+        sequences: scopes of the model's ``Sequential`` and ``ModuleList`` containers; the model itself is ``""``.
+        changes: what the simplification did to the graph, one line each.
+        parity: by task, on seeded inputs, how near the graph is to what it was exported from.
         tool_versions: what made it.
     """
 
@@ -40,11 +44,27 @@ class ModelInfo:
     model_sha256: str
     checkpoint_sha256: str
     tasks: tuple[Task, ...]
-    input: TensorSpec
-    preprocessing: Preprocessing
+    inputs: tuple[TensorSpec, ...]
+    image: str | None
+    preprocessing: Preprocessing | None
     scopes: dict[str, str]
-    parity: dict[str, float]
+    sequences: tuple[str, ...]
+    changes: tuple[str, ...]
+    parity: dict[str, Parity]
     tool_versions: dict[str, str]
+
+    def declared(self) -> Preprocessing:
+        """The preprocessing.
+
+        Raises:
+            UserError: none was declared when the model was exported.
+        """
+        if self.preprocessing is None:
+            raise UserError(
+                f'model "{self.name}" declares no preprocessing, so no image can reach it',
+                ["export it again with --spec SPEC.toml"],
+            )
+        return self.preprocessing
 
 
 @dataclass(frozen=True)

@@ -124,13 +124,15 @@ def _shared_names(one: Sequence[str], other: Sequence[str]) -> int:
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
-def list_splits(graph: Graph, scopes: Mapping[str, str], preprocessing: Preprocessing) -> list[SplitPoint]:
+def list_splits(graph: Graph, scopes: Mapping[str, str], preprocessing: Preprocessing | None) -> list[SplitPoint]:
     """All split points of a model: remote only, every single-tensor cut, local only."""
     macs = [node_macs(graph, node) for node in graph.nodes]
     everything = list(range(len(graph.nodes)))
     input_values = graph.size(graph.inputs[0])
-    pixels = preprocessing.pixel_values
-    source = (1, preprocessing.height, preprocessing.width, preprocessing.source_channels)
+    pixels, source = input_values, graph.shapes[graph.inputs[0]]
+    if preprocessing is not None:
+        pixels = preprocessing.pixel_values
+        source = (1, preprocessing.height, preprocessing.width, preprocessing.source_channels)
     total, weights = sum(macs), _parameters(graph, everything)
     found = [SplitPoint("s00", REMOTE, None, source, pixels, pixels, pixels < input_values, 0, total, 0, weights)]
     for number, tensor in enumerate(single_tensor_cuts(graph), 1):

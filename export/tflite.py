@@ -19,8 +19,8 @@ from ai_edge_litert.schema_py_generated import ModelT, SubGraphT, TensorType
 from ai_edge_litert.tools import flatbuffer_utils
 from numpy.typing import NDArray
 
-from export.checkpoint import reference_session
 from export.graph import Graph
+from export.reference import reference_session
 from export.replay import Replay, shared_constants
 from splitboard.contract.errors import SplitboardError
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from export.checkpoint import reference_session, relative_error
 from export.cut import cut
 from export.graph import Graph
+from export.reference import reference_session, relative_error
 from splitboard.contract.errors import SplitboardError
 
 LIMIT = 1e-5

@@ -16,9 +16,9 @@ from calib.artefact import accelerated_partitions, count_operators, io_specs
 from calib.dead_channels import floor_dead_channels
 from calib.quantise import quantise_tflite
 from calib.ranges import RangeTable, collect_ranges
-from export.checkpoint import reference_session, relative_error
 from export.cut import remote_graph, wire_server_graph
 from export.model import Model
+from export.reference import reference_session, relative_error
 from export.splits import LOCAL, SplitPoint
 from export.tflite import convert
 from export.verify import LIMIT, verify_cut
@@ -92,7 +92,7 @@ def build_bundle(
         UserError: the calibration images do not fit.
         SplitboardError: a cut, a conversion or a quantisation does not hold.
     """
-    spec = model.info.preprocessing
+    spec = model.info.declared()
     pixels = resize(calibration.images, spec.height, spec.width)
     inputs = normalise(pixels, spec)
     errors: dict[str, dict[str, float]] = {}
@@ -142,7 +142,7 @@ def _make_halves(
     progress("quantise", 0, 1)
     edge = quantise_tflite(floating, table)
     progress("quantise", 1, 1)
-    servers = {points[0].id: remote_graph(graph, model.info.preprocessing)}
+    servers = {points[0].id: remote_graph(graph, model.info.declared())}
     wires: dict[str, tuple[TensorSpec, ...]] = {
         points[0].id: (TensorSpec(graph.inputs[0], points[0].shape, "uint8", "NHWC"),),
         points[-1].id: (),
@@ -232,9 +232,9 @@ def _manifest(
         board=kind.name,
         precision="int8",
         tasks=model.info.tasks,
-        input=model.info.input,
+        input=model.info.inputs[0],
         edge_input=halves.edge_input,
-        preprocessing=model.info.preprocessing,
+        preprocessing=model.info.declared(),
         splits=halves.splits,
         artifacts=tuple(
             Artifact(

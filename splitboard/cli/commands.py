@@ -86,10 +86,12 @@ def export(
         show("export", 1, 1)
     if json:
         labels = {task.name: task.labels for task in info.tasks}
-        typer.echo(result_json(ExportOutput(str(out), info.model_sha256, labels, info.parity)))
+        typer.echo(result_json(ExportOutput(str(out), info.model_sha256, labels, info.parity, info.changes)))
         return
     for task in info.tasks:
-        typer.echo(f"{task.name}: {len(task.labels)} classes, differs from torch by {info.parity[task.name]:.1e}")
+        typer.echo(
+            f"{task.name}: {len(task.labels)} classes, differs from torch by {info.parity[task.name].relative:.1e}"
+        )
     typer.echo(f"Model: {out}")
 
 
@@ -149,7 +151,7 @@ def build(
     loaded = load_model(model)
     points = list_splits(loaded.graph, loaded.info.scopes, loaded.info.preprocessing)
     chosen = choose_splits(points, split)
-    samples = load_samples(calib, loaded.info.preprocessing.source_channels)
+    samples = load_samples(calib, loaded.info.declared().source_channels)
     check_folder(out, MANIFEST)
     with steps("splitboard") as show:
         bundle = build_bundle(loaded, points, chosen, samples, kind, out, show)

@@ -52,7 +52,7 @@ def decode(cls: Type[T], data: object, where: str) -> T:
 def _value(hint: Any, data: object, where: str) -> Any:
     origin: Any = getattr(hint, "__origin__", None)
     arguments: Tuple[Any, ...] = getattr(hint, "__args__", ())
-    if origin is Union:
+    if origin is Union or type(hint).__name__ == "UnionType":  # Optional[X]; X | None from Python 3.10 on
         (inner,) = [argument for argument in arguments if argument is not type(None)]
         return None if data is None else _value(inner, data, where)
     if origin is tuple:

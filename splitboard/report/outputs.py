@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from export.reference import Parity
 from export.splits import SplitPoint
 from splitboard.contract.board import BoardKind
 from splitboard.report.results import SplitResult
@@ -17,13 +18,15 @@ class ExportOutput:
         model: the model folder.
         model_sha256: of ``model.onnx``.
         tasks: class names by task, in the order of the outputs.
-        parity: by task, max |onnx - torch| / max |torch|.
+        parity: by task, how near the graph is to what it was exported from.
+        changes: what the simplification did, one line each.
     """
 
     model: str
     model_sha256: str
     tasks: dict[str, tuple[str, ...]]
-    parity: dict[str, float]
+    parity: dict[str, Parity]
+    changes: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from onnx import numpy_helper
 
 from calib.dead_channels import floor_dead_channels
 from calib.ranges import Range, RangeTable, collect_ranges
-from export.checkpoint import reference_session, relative_error
 from export.graph import Graph
 from export.model import Model, load_model
+from export.reference import reference_session, relative_error
 from export.tflite import _all_values
 from splitboard.contract.errors import UserError
 from splitboard.contract.preprocess import normalise, resize

@@ -12,9 +12,9 @@ from ai_edge_litert.tools import flatbuffer_utils
 from conftest import synthetic_images
 from onnx import TensorProto, helper, numpy_helper
 
-from export.checkpoint import reference_session
 from export.graph import Graph
 from export.model import Model, load_model
+from export.reference import reference_session
 from export.replay import Replay, shared_constants
 from export.splits import choose_splits, list_splits
 from export.tflite import _all_values, convert, onnx_name
