@@ -1,72 +1,45 @@
 """Runs in a process of its own: imports the user's code, loads the checkpoint, hands back an ONNX file.
 
 Started by `export.checkpoint` as a plain script under ``python -I``, so the user's ``export.py``, ``utils/`` or
-``models/`` never meet ours, and nothing of theirs is imported into the host process. It therefore imports nothing of
-this project. A request is one JSON object on standard input; the answer is the files of the output folder. Exit codes
-are those of the command line: 3 with ``error.json`` where the user's input was wrong.
+``models/`` never meet ours, and nothing of theirs is imported into the host process. The few modules of ours that it
+needs are imported before the user's folder is put on the path, and forgotten again by name. A request is one JSON
+object on standard input; the answer is the files of the output folder. Exit codes are those of the command line: 3 with
+``error.json`` where the user's input was wrong.
 """
 
-import ast
+from __future__ import annotations
+
+import gc
 import importlib
 import inspect
 import json
-import pickle
-import re
 import sys
-import traceback
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from torch import nn
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from export import child_program as programs
+from export import child_weights as weights
+from export.child_refusals import Refused, first_line, place, running_module, user_line
 
-N_PARITY_SAMPLES = 4
-_STATE_DICT = "save a state dict: torch.save(model.state_dict(), path), or a .safetensors file"
+sys.path.pop(0)
+for _name in [name for name in sys.modules if name.partition(".")[0] == "export"]:
+    del sys.modules[_name]  # theirs may be called so
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import Tensor, nn
+
 _FACTORY = "write it as package.module:factory, a function without arguments that returns the model"
 
 
-class Refused(Exception):
-    """The user's input was wrong."""
-
-    def __init__(self, message: str, *tries: str) -> None:
-        super().__init__(message)
-        self.tries = tries
-
-
-def load_state(path: Path) -> Any:
-    """Reads a state dict without unpickling code."""
-    import torch
-
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # torch's own words tell how to unpickle it all the same
-        raise Refused(
-            f'"{path}" holds more than tensors, and unpickling that could run any code',
-            _STATE_DICT,
-        ) from error
-    except Exception as error:  # every library raises its own kinds for a broken file
-        raise Refused(
-            f'"{path}" is not a readable checkpoint: {first_line(error) or type(error).__name__}',
-            "copy the file again, it may be truncated",
-            _STATE_DICT,
-        ) from error
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            return loaded[key]
-    return loaded
-
-
-def make_model(factory: str, folder: str) -> "nn.Module":
-    """Calls the user's factory with only their folder on the path."""
+def make_model(factory: str, folder: Path) -> nn.Module:
+    """Calls the user's factory."""
     import torch
 
     module_name, _, attribute = factory.partition(":")
-    sys.path.insert(0, folder)
     try:
         make = getattr(importlib.import_module(module_name), attribute)
         inspect.signature(make).bind()
@@ -84,131 +57,134 @@ def make_model(factory: str, folder: str) -> "nn.Module":
     return model.eval()
 
 
-def load_weights(model: "nn.Module", state: Any, path: Path) -> None:
-    """Loads the state dict strictly and says which keys do not fit."""
+def load_model(request: Mapping[str, Any]) -> tuple[nn.Module, list[str]]:
+    """The user's model with its weights, and what was done to get there."""
+    path = Path(request["source"])
+    loaded = weights.read_checkpoint(path, trust_pickle=request["trust_pickle"])
+    if request["factory"] is None:
+        model, changes = weights.pickled_model(loaded, path)
+        weights.check_size(model.state_dict().values())
+        weights.check_finite(path.name, model.state_dict().items(), dict(model.named_parameters()))
+        return model, changes
+    model = make_model(request["factory"], Path(request["folder"]))
+    weights.check_size(model.state_dict().values())
+    return model, weights.load_weights(model, loaded, path)
+
+
+def export_module(request: Mapping[str, Any], out: Path) -> None:
+    """Exports a module with weights."""
     import torch
 
-    if not isinstance(state, dict) or not state:
-        raise Refused(f'"{path}" holds no state dict', _STATE_DICT)
-    for key, value in state.items():
-        if not isinstance(value, torch.Tensor):
-            raise Refused(f'"{path}" has "{key}", which is {type(value).__name__} and not a tensor', _STATE_DICT)
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise Refused(f'"{path}" has "{key}", which is not finite', "take a checkpoint from before it diverged")
-    own = model.state_dict()
-    # A counter that inference never reads; checkpoints often leave it out.
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in state if key not in own]
-    wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
-    for problem, keys in (("lacks", missing), ("has the unknown key", unexpected)):
-        if keys:
-            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+    folder = Path(request["folder"])
+    sys.path.insert(0, str(folder))
+    torch.manual_seed(0)  # a model may hold random tensors that no checkpoint has
+    model, changes = load_model(request)
+    model.requires_grad_(requires_grad=False)  # a third of the time of torch.export goes without
+    inputs = programs.bind(model, request["inputs"])
+
+    def call(given: Mapping[str, Tensor]) -> Any:
+        try:
+            positional = [given[one.name] for one in inputs if not one.keyword]
+            return model(*positional, **{one.name: given[one.name] for one in inputs if one.keyword})
+        except Exception as error:
+            at = place(user_line(error, folder), running_module(error, model))
             raise Refused(
-                f'"{path}" does not fit the model: it {problem} "{keys[0]}"{more}',
-                "export with the --model that this checkpoint was trained with",
-            )
-    if wrong:
-        key = wrong[0]
-        raise Refused(
-            f'"{path}" does not fit the model: "{key}" is {list(state[key].shape)}, '
-            f"the model has {list(own[key].shape)}",
-            "export with the --model that this checkpoint was trained with",
-        )
-    model.load_state_dict(state, strict=False)
+                f'the model does not run on these inputs: {type(error).__name__}{at}: "{first_line(error)[:200]}"',
+                "run the model once in plain torch with the same input",
+            ) from error
 
-
-def flatten(outputs: Any) -> dict[str, Any]:
-    """Names of the outputs in the order in which the exporter flattens them, and the tensors."""
-    if isinstance(outputs, dict):
-        return {str(key): value for key, value in outputs.items()}
-    if isinstance(outputs, (tuple, list)):
-        return {f"output_{index}": value for index, value in enumerate(outputs)}
-    return {"output": outputs}
-
-
-def innermost_module(node: Any) -> "str | None":
-    """The module scope of one exported ONNX node, as in the user's model; empty for the model itself."""
-    for prop in node.metadata_props:
-        if prop.key == "pkg.torch.onnx.name_scopes":
-            return str(ast.literal_eval(prop.value)[-2])  # the last entry is the operation
-    return None
-
-
-def export(request: dict[str, Any]) -> None:
-    """Writes ``model.onnx``, ``child.json`` and ``parity.npz`` into the output folder."""
-    import numpy as np
-    import torch
-
-    torch.manual_seed(0)
-    path, out = Path(request["checkpoint"]), Path(request["out"])
-    state = load_state(path)
-    model = make_model(request["factory"], request["folder"])
-    load_weights(model, state, path)
-    shape = request["input"]
-    samples = torch.rand([N_PARITY_SAMPLES, *shape], generator=torch.Generator().manual_seed(0)) * 2 - 1
-    with torch.no_grad():
-        results = [flatten(model(sample)) for sample in samples]
-    names = list(results[0])
-    for name, value in results[0].items():
-        if not isinstance(value, torch.Tensor):
-            raise Refused(f'the model\'s output "{name}" is "{type(value).__name__}", not a tensor')
-    program = torch.onnx.export(
-        model, (samples[0],), dynamo=True, opset_version=18, input_names=["image"], output_names=names, verbose=False
-    )
-    if program is None:
-        raise RuntimeError("torch.onnx.export returned nothing")
-    program.save(str(out / "model.onnx"), external_data=False)
-    scopes = {}
-    for node in program.model_proto.graph.node:
-        scope = innermost_module(node)
-        for output in node.output:
-            if scope is not None:
-                scopes[output] = scope
+    taken = programs.samples(inputs)
+    results = run(call, taken)
+    traced = programs.trace(model, inputs, {name: tensor[0] for name, tensor in taken.items()}, folder)
     sequences = [
         name for name, module in model.named_modules() if isinstance(module, (torch.nn.Sequential, torch.nn.ModuleList))
     ]
-    answer = {"outputs": names, "scopes": scopes, "sequences": sequences, "torch": torch.__version__}
-    (out / "child.json").write_text(json.dumps(answer))
-    outputs = {f"output.{name}": np.stack([result[name].numpy() for result in results]) for name in names}
-    np.savez(out / "parity.npz", allow_pickle=False, input=samples.numpy(), **outputs)
+    answer(out, traced, inputs, taken, results, {"sequences": sequences, "changes": changes})
 
 
-def user_line(error: BaseException, folder: str) -> "str | None":
-    """``file:line`` of the user's code that an error came through last, if any."""
-    root = Path(folder).resolve()
-    lines = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
-    if isinstance(error, SyntaxError) and error.filename is not None:
-        lines.append((error.filename, error.lineno))
-    for name, number in reversed(lines):
-        file = Path(name).resolve()
-        if root in file.parents and "site-packages" not in file.parts:
-            return f"{file.relative_to(root)}:{number}"
-    return None
+def export_program(request: Mapping[str, Any], out: Path) -> None:
+    """Exports what ``torch.export.save`` wrote. Its outputs are named by the structure that it returns."""
+    import torch
+
+    path = Path(request["source"])
+    try:
+        program = torch.export.load(path)
+        call = programs.program_call(program)
+    except Exception as error:
+        raise Refused(
+            f'"{request["shown"]}" is not a readable exported program: {first_line(error)[:200]}',
+            f"save it again with torch.export.save of torch {torch.__version__}",
+        ) from error
+    weights.check_size(program.state_dict.values())
+    tensors = {**program.state_dict, **{k: v for k, v in program.constants.items() if isinstance(v, torch.Tensor)}}
+    weights.check_finite(request["shown"], tensors.items(), dict(program.named_parameters()))
+    inputs = programs.program_inputs(program, request["inputs"])
+    taken = programs.samples(inputs)
+
+    def checked(given: Mapping[str, Tensor]) -> Any:
+        try:
+            return call(given)
+        except Exception as error:
+            raise Refused(
+                f'the program does not run on these inputs: "{first_line(error)[:200]}"',
+                "export it again with the shapes that it is to run with",
+            ) from error
+
+    results = run(checked, taken)
+    traced = programs.Traced(program, "", Path(request["folder"]))
+    answer(out, traced, inputs, taken, results, {"sequences": None, "changes": []})
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says first, without the terminal codes that torch puts into its messages."""
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
-    return lines[0][:300] if lines else ""
+def run(call: Callable[[Mapping[str, Tensor]], Any], taken: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
+    """The outputs on every sample, by name."""
+    import torch
+
+    torch.set_grad_enabled(False)  # for the rest of this process
+    return programs.run_samples(call, taken)
+
+
+def answer(
+    out: Path,
+    traced: programs.Traced,
+    inputs: list[programs.Input],
+    taken: Mapping[str, Tensor],
+    results: Mapping[str, list[Tensor]],
+    said: Mapping[str, Any],
+) -> None:
+    """Writes ``model.onnx``, ``child.json`` and ``parity.npz``."""
+    import numpy as np
+    import onnx
+    import torch
+
+    traced.check_shapes()
+    model = traced.to_onnx([one.name for one in inputs], len(results))
+    onnx.save(model, out / "model.onnx")
+    shapes = [{"name": one.name, "shape": one.shape, "dtype": one.dtype} for one in inputs]
+    (out / "child.json").write_text(json.dumps({**said, "inputs": shapes, "torch": torch.__version__}))
+    arrays = {f"input.{name}": tensor.numpy() for name, tensor in taken.items()}
+    arrays |= {f"output.{name}": np.stack([one.numpy() for one in found]) for name, found in results.items()}
+    np.savez(out / "parity.npz", allow_pickle=False, **arrays)
 
 
 def main() -> int:
     """Reads the request, exports, and turns the user's errors into one line."""
+    gc.disable()  # a sixth of the time; the process is gone before the memory is missed
     warnings.simplefilter("ignore")
     request = json.loads(sys.stdin.read())
+    out, folder = Path(request["out"]), Path(request["folder"])
     try:
-        export(request)
+        (export_program if request["source"].endswith(".pt2") else export_module)(request, out)
     except Refused as error:
-        answer = {"message": str(error), "tries": list(error.tries)}
+        refusal = {"message": str(error), "tries": list(error.tries)}
     except (Exception, SystemExit) as error:  # the user's code may raise anything; its line is what helps them
-        where = user_line(error, request["folder"])
-        if where is None and type(error).__module__.startswith("torch.onnx") is False:
+        where = user_line(error, folder)
+        if where is None and not isinstance(error, SystemExit):
             raise
         message = f'{type(error).__name__} in "{where or request["factory"]}": {first_line(error)}'
-        answer = {"message": message, "tries": ["run the model once in plain torch with the same input"]}
+        refusal = {"message": message, "tries": ["run the model once in plain torch with the same input"]}
     else:
         return 0
-    (Path(request["out"]) / "error.json").write_text(json.dumps(answer))
+    (out / "error.json").write_text(json.dumps(refusal))
     return 3
 
 

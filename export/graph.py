@@ -1,16 +1,32 @@
-"""A read-only view of an ONNX graph: who makes a tensor, who takes it, its shape, and what depends on what."""
+"""A read-only view of an ONNX graph: who makes a tensor, who takes it, its shape, and what depends on what.
+
+Sets of nodes are whole numbers whose bit *i* stands for node *i*: comparing and joining them takes a fraction of a
+microsecond, so that all cuts of a 500-node graph are found in milliseconds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from splitboard.contract.errors import UserError
+
+NodeSet = int
+"""Bit *i* is node *i*."""
+
+
+def members(nodes: NodeSet) -> Iterator[int]:
+    """Node numbers of a set, in topological order."""
+    while nodes:
+        lowest = nodes & -nodes
+        yield lowest.bit_length() - 1
+        nodes ^= lowest
 
 
 class Graph:
@@ -20,22 +36,36 @@ class Graph:
         model: checked ONNX, nodes in topological order (as the format requires).
 
     Raises:
-        UserError: a tensor has a dynamic dimension.
+        UserError: a tensor has a dynamic dimension or none at all.
     """
 
     def __init__(self, model: ModelProto) -> None:
         self.model = onnx.shape_inference.infer_shapes(model, strict_mode=True)
         self.nodes: list[NodeProto] = list(self.model.graph.node)
-        self.constants: dict[str, onnx.TensorProto] = {t.name: t for t in self.model.graph.initializer}
+        self.constants: dict[str, TensorProto] = {t.name: t for t in self.model.graph.initializer}
         self.inputs = [value.name for value in self.model.graph.input if value.name not in self.constants]
         self.outputs = [value.name for value in self.model.graph.output]
-        self.shapes = {value.name: _shape(value) for value in self._values() if value.name not in self.constants}
+        values = {value.name: value for value in self._values() if value.name not in self.constants}
+        self.shapes = {name: _shape(value) for name, value in values.items()}
+        self.dtypes = {name: _dtype(value) for name, value in values.items()}
+        for node in self.nodes:
+            for name in node.output:
+                if name and name not in self.shapes:
+                    raise UserError(
+                        f'the shape of tensor "{name}" (operator "{node.op_type}") depends on the data',
+                        ["a board runs fixed shapes: rewrite that part of the model"],
+                    )
 
     def _values(self) -> Iterable[onnx.ValueInfoProto]:
         graph = self.model.graph
         yield from graph.input
         yield from graph.value_info
         yield from graph.output
+
+    @property
+    def everything(self) -> NodeSet:
+        """All nodes."""
+        return (1 << len(self.nodes)) - 1
 
     @cached_property
     def producer(self) -> dict[str, int]:
@@ -53,12 +83,14 @@ class Graph:
         return found
 
     @cached_property
-    def ancestors(self) -> list[int]:
-        """Per node, the set of nodes that it needs, itself included, as the bits of one whole number.
+    def consumer_set(self) -> dict[str, NodeSet]:
+        """The same as sets."""
+        return {name: sum(1 << i for i in users) for name, users in self.consumers.items()}
 
-        Whole numbers as sets make all comparisons of a 500-node graph a matter of milliseconds.
-        """
-        needed: list[int] = []
+    @cached_property
+    def ancestors(self) -> list[NodeSet]:
+        """Per node, the nodes that it needs, itself included."""
+        needed: list[NodeSet] = []
         for i, node in enumerate(self.nodes):
             bits = 1 << i
             for name in node.input:
@@ -67,13 +99,29 @@ class Graph:
             needed.append(bits)
         return needed
 
+    def needed(self, tensors: Iterable[str]) -> NodeSet:
+        """The nodes that some tensors depend on."""
+        found: NodeSet = 0
+        for name in tensors:
+            if name in self.producer:
+                found |= self.ancestors[self.producer[name]]
+        return found
+
     def constant(self, name: str) -> NDArray[np.generic]:
         """Value of an initializer."""
         return numpy_helper.to_array(self.constants[name])
 
     def size(self, name: str) -> int:
         """Number of values of a tensor."""
-        return int(np.prod(self.shapes[name], dtype=np.int64))
+        return math.prod(self.shapes[name])
+
+    def n_bytes(self, name: str) -> int:
+        """Bytes of a tensor as it is."""
+        return self.size(name) * self.dtypes[name].itemsize
+
+    def is_float(self, name: str) -> bool:
+        """Whether a tensor holds real numbers, which can be quantised."""
+        return self.dtypes[name].kind == "f"
 
 
 def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...]:
@@ -86,3 +134,7 @@ def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...]:
             )
         shape.append(dimension.dim_value)
     return tuple(shape)
+
+
+def _dtype(value: onnx.ValueInfoProto) -> np.dtype[np.generic]:
+    return np.dtype(helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))

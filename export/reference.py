@@ -10,11 +10,18 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 
-def reference_session(model: ModelProto) -> ort.InferenceSession:
-    """ONNX Runtime with its optimiser off, one thread: the numbers depend on the graph alone."""
+def reference_options() -> ort.SessionOptions:
+    """Optimiser off, one thread: the numbers depend on the graph alone."""
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
+    options.log_severity_level = 4  # what goes wrong comes as an exception
+    return options
+
+
+def reference_session(model: ModelProto) -> ort.InferenceSession:
+    """ONNX Runtime with `reference_options`."""
+    options = reference_options()
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 

@@ -106,10 +106,11 @@ _OPERATORS: Mapping[str, Operator] = {
     "Relu": lambda x, a: F.relu(x[0]),
     "Reshape": _reshape,
     "Sigmoid": lambda x, a: torch.sigmoid(x[0]),
+    "Squeeze": lambda x, a: x[0].squeeze(tuple(a["input_1"])) if "input_1" in a else x[0].squeeze(),
     "Sub": lambda x, a: x[0] - x[1],
 }
 
-_PLAIN_OPERANDS = {"Clip": (1, 2), "ReduceMean": (1,), "Reshape": (1,)}
+_PLAIN_OPERANDS = {"Clip": (1, 2), "ReduceMean": (1,), "Reshape": (1,), "Squeeze": (1,)}
 """Operands that torch takes as plain numbers: they reach the operator as the attributes ``input_1``, ``input_2``."""
 
 

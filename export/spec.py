@@ -15,7 +15,10 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-_TRIES = ["the tables are [preprocessing] (height, width, source_channels, mean, std) and [labels]"]
+_TRIES = [
+    "the tables are [preprocessing] (height, width, source_channels, mean, std) and [labels]",
+    "[preprocessing] may also have resize_shorter and channel_order",
+]
 
 
 @dataclass(frozen=True)

@@ -1,177 +1,197 @@
-"""Split points: where the graph can be cut in two, and what each cut costs on either side."""
+"""Split points: the cuts of a model as a user sees them, with ids, module scopes and what each half costs."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
-import numpy as np
-from onnx import NodeProto, TensorProto
-
-from export.graph import Graph
-from splitboard.contract.bundle import unknown_split
-from splitboard.contract.preprocess import Preprocessing
+from export.blocks import block_outputs
+from export.costs import Costs
+from export.cuts import Cut, multi_tensor_cuts, placeable, single_tensor_cuts
+from export.model import Model
+from export.scopes import module_ends
 
 REMOTE = "remote"
 LOCAL = "local"
 
 
 @dataclass(frozen=True)
-class SplitPoint:
-    """One way to divide the model.
+class Crossing:
+    """One tensor that crosses.
 
     Attributes:
-        id: ``s00`` remote only, ``sNN`` in topological order, the last one local only.
-        scope: the module that the cut follows, ``remote`` or ``local`` at the two ends.
-        tensor: what crosses, by its name in the graph; ``None`` at the two ends.
-        shape: of that tensor; of the source image for remote only; empty for local only.
+        name: in the graph.
+        scope: the module that it follows, as in the user's model.
+        shape: as in the graph; of the source image for remote only.
+        fp32_bytes: as float32; what is not a real number has its own size.
+        int8_bytes: real numbers as INT8.
+    """
+
+    name: str
+    scope: str
+    shape: tuple[int, ...]
+    fp32_bytes: int
+    int8_bytes: int
+
+
+@dataclass(frozen=True)
+class SplitPoint:
+    """One way to divide the model, all task heads on the server.
+
+    Attributes:
+        id: ``s00`` remote only, ``sNN`` in topological order, the last one local only; ``mNN`` with several tensors.
+        scope: the module that the cut follows, ``remote`` or ``local`` at the two ends; several joined by `` + ``.
+        crossing: what crosses, in topological order; the source image for remote only.
         fp32_bytes: payload as float32 (uint8 for remote only).
-        int8_bytes: payload as int8.
-        natural: strictly fewer values than the model's input tensor.
+        int8_bytes: payload as INT8.
+        natural: strictly fewer values than the model's input.
+        block: every tensor that crosses is the output of a whole block of the model (`export.blocks`).
         edge_macs: multiply-accumulates of the edge graph.
         server_macs: of the server graph.
+        edge_share: the edge graph's share of all multiply-accumulates, 0 to 1.
         edge_parameters: constants of the edge graph, in values.
-        server_parameters: of the server graph.
+        server_parameters: of the server graph; what both halves use counts in both.
+        edge_peak_bytes: estimate of the INT8 edge half's arena: activation bytes that are alive at once.
+        local_tasks: tasks whose heads may also be placed on the edge here.
+        error: by output, max |server(edge(x)) - whole(x)| / max |whole(x)|; ``None`` where it was not verified.
     """
 
     id: str
     scope: str
-    tensor: str | None
-    shape: tuple[int, ...]
+    crossing: tuple[Crossing, ...]
     fp32_bytes: int
     int8_bytes: int
     natural: bool
+    block: bool
     edge_macs: int
     server_macs: int
+    edge_share: float
     edge_parameters: int
     server_parameters: int
+    edge_peak_bytes: int
+    local_tasks: tuple[str, ...]
+    error: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Splits:
+    """All split points of one model.
+
+    Attributes:
+        points: remote only, the single-tensor cuts, local only, then the multi-tensor cuts.
+        cuts: the division of the graph by id; the two ends have none.
+    """
+
+    points: tuple[SplitPoint, ...]
+    cuts: Mapping[str, Cut]
 
     @property
-    def is_cut(self) -> bool:
-        """Whether the model itself is cut (neither remote only nor local only)."""
-        return self.tensor is not None
+    def remote(self) -> SplitPoint:
+        """Sends the image."""
+        return self.points[0]
+
+    @property
+    def local(self) -> SplitPoint:
+        """Sends nothing."""
+        return next(point for point in self.points if not point.crossing)
+
+    @property
+    def proper(self) -> tuple[SplitPoint, ...]:
+        """The points at which the model itself is cut: all but remote only and local only."""
+        return tuple(point for point in self.points if point.id in self.cuts)
 
 
-def node_macs(graph: Graph, node: NodeProto) -> int:
-    """Multiply-accumulates of one node; only convolutions and matrix products count, as is usual."""
-    if node.op_type == "Conv":
-        weight = graph.constants[node.input[1]].dims
-        return graph.size(node.output[0]) * int(np.prod(weight[1:], dtype=np.int64))
-    if node.op_type == "ConvTranspose":
-        weight = graph.constants[node.input[1]].dims
-        return graph.size(node.input[0]) * int(np.prod(weight[1:], dtype=np.int64))
-    if node.op_type == "Gemm":
-        transposed = any(a.name == "transA" and a.i for a in node.attribute)
-        return graph.size(node.output[0]) * graph.shapes[node.input[0]][0 if transposed else 1]
-    if node.op_type == "MatMul":
-        return graph.size(node.output[0]) * graph.shapes[node.input[0]][-1]
-    return 0
+def list_splits(model: Model) -> Splits:
+    """All split points of a model: remote only, every single-tensor cut, local only, and multi-tensor cuts."""
+    graph = model.graph
+    single = single_tensor_cuts(graph)
+    cuts = {f"s{number:02d}": cut for number, cut in enumerate(single, 1)}
+    last = f"s{len(single) + 1:02d}"
+    maker = _Maker(model)
+    ends = maker.remote(), maker.local(last)
+    singles = [maker.point(split_id, cut) for split_id, cut in cuts.items()]
+    multi = {f"m{number:02d}": cut for number, cut in enumerate(multi_tensor_cuts(graph), 1)}
+    multis = [maker.point(split_id, cut) for split_id, cut in multi.items()]
+    return Splits((ends[0], *singles, ends[1], *multis), cuts | multi)
 
 
-def _parameters(graph: Graph, nodes: Sequence[int]) -> int:
-    """Values in the float constants that these nodes take; scalars such as clip limits left out."""
-    used = {name for i in nodes for name in graph.nodes[i].input if name in graph.constants}
-    tensors = [graph.constants[name] for name in used]
-    return sum(
-        int(np.prod(tensor.dims, dtype=np.int64))
-        for tensor in tensors
-        if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 0
-    )
+def placed_point(model: Model, point: SplitPoint, cut: Cut) -> SplitPoint:
+    """A split point whose cut has some task heads on the edge: the same id and scope, its own crossing and costs."""
+    return replace(_Maker(model).point(point.id, cut), scope=point.scope, block=point.block)
 
 
-def single_tensor_cuts(graph: Graph) -> list[str]:
-    """Every tensor whose removal separates the graph, in topological order.
+class _Maker:
+    """Makes split points, with what all of them need computed once."""
 
-    The edge graph of a tensor is everything that it depends on. The tensor is a cut when nothing else leaves that set:
-    no other tensor of it, no graph input, no graph output is needed outside.
-    """
-    everything = (1 << len(graph.nodes)) - 1
-    consumer_bits = {name: sum(1 << i for i in users) for name, users in graph.consumers.items()}
-    outputs = set(graph.outputs)
-    cuts = []
-    for i, node in enumerate(graph.nodes):
-        edge = graph.ancestors[i]
-        server = everything & ~edge
-        if server == 0:
-            continue
-        inside = [graph.nodes[j] for j in range(i + 1) if edge >> j & 1]
-        leaving = {
-            name
-            for member in inside
-            for name in member.output
-            if name in outputs or consumer_bits.get(name, 0) & server
-        }
-        leaving |= {name for name in graph.inputs if consumer_bits.get(name, 0) & server}
-        if len(leaving) == 1 and leaving <= set(node.output) and not leaving & outputs:
-            cuts.append(leaving.pop())
-    return cuts
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._graph = model.graph
+        self._costs = Costs(model.graph)
+        self._blocks = block_outputs(model.graph, model.info.scopes, model.info.sequences)
+        self._ends = module_ends(model.graph, model.info.scopes)
+        self._total_macs = self._costs.macs(model.graph.everything)
+        self._input_values = sum(model.graph.size(name) for name in model.graph.inputs)
 
-
-def cut_scope(graph: Graph, scopes: Mapping[str, str], tensor: str) -> str:
-    """The outermost module that ends with this tensor, as the user knows the model (``backbone.blocks.4``).
-
-    It is the part of the producing module's path up to and including the first name in which it differs from all
-    modules that take the tensor.
-    """
-    path = scopes.get(tensor, "").split(".")
-    consumers = [scopes.get(graph.nodes[i].output[0], "").split(".") for i in graph.consumers[tensor]]
-    shared = max(_shared_names(path, other) for other in consumers)
-    return ".".join(path[: shared + 1]) or tensor
-
-
-def _shared_names(one: Sequence[str], other: Sequence[str]) -> int:
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
-
-
-def list_splits(graph: Graph, scopes: Mapping[str, str], preprocessing: Preprocessing | None) -> list[SplitPoint]:
-    """All split points of a model: remote only, every single-tensor cut, local only."""
-    macs = [node_macs(graph, node) for node in graph.nodes]
-    everything = list(range(len(graph.nodes)))
-    input_values = graph.size(graph.inputs[0])
-    pixels, source = input_values, graph.shapes[graph.inputs[0]]
-    if preprocessing is not None:
-        pixels = preprocessing.pixel_values
-        source = (1, preprocessing.height, preprocessing.width, preprocessing.source_channels)
-    total, weights = sum(macs), _parameters(graph, everything)
-    found = [SplitPoint("s00", REMOTE, None, source, pixels, pixels, pixels < input_values, 0, total, 0, weights)]
-    for number, tensor in enumerate(single_tensor_cuts(graph), 1):
-        ancestors = graph.ancestors[graph.producer[tensor]]
-        edge = [i for i in everything if ancestors >> i & 1]
-        server = [i for i in everything if not ancestors >> i & 1]
-        size = graph.size(tensor)
-        found.append(
-            SplitPoint(
-                id=f"s{number:02d}",
-                scope=cut_scope(graph, scopes, tensor),
-                tensor=tensor,
-                shape=graph.shapes[tensor],
-                fp32_bytes=4 * size,
-                int8_bytes=size,
-                natural=size < input_values,
-                edge_macs=sum(macs[i] for i in edge),
-                server_macs=sum(macs[i] for i in server),
-                edge_parameters=_parameters(graph, edge),
-                server_parameters=_parameters(graph, server),
+    def point(self, split_id: str, cut: Cut) -> SplitPoint:
+        """A cut."""
+        graph = self._graph
+        crossing = tuple(
+            Crossing(
+                name=name,
+                scope=self._scope(name),
+                shape=graph.shapes[name],
+                fp32_bytes=4 * graph.size(name) if graph.is_float(name) else graph.n_bytes(name),
+                int8_bytes=graph.size(name) if graph.is_float(name) else graph.n_bytes(name),
             )
+            for name in cut.crossing
         )
-    found.append(SplitPoint(f"s{len(found):02d}", LOCAL, None, (), 0, 0, True, total, 0, weights, 0))
-    return found
+        made = [name for name in cut.crossing if name not in graph.inputs]
+        block = all(name in self._blocks for name in made)
+        return self._point(split_id, " + ".join(one.scope for one in crossing), crossing, cut, block)
+
+    def remote(self) -> SplitPoint:
+        """Remote only: the model's inputs cross, an image as uint8 in its source channels."""
+        graph, info = self._graph, self._model.info
+        crossing = []
+        for name in graph.inputs:
+            shape, n_bytes = graph.shapes[name], graph.n_bytes(name)
+            if name == info.image and info.preprocessing is not None:
+                spec = info.preprocessing
+                shape, n_bytes = (1, spec.height, spec.width, spec.source_channels), spec.pixel_values
+            crossing.append(Crossing(name, "", shape, n_bytes, n_bytes))
+        return self._point("s00", REMOTE, tuple(crossing), Cut(0, tuple(graph.inputs)), block=False)
+
+    def local(self, split_id: str) -> SplitPoint:
+        """Local only: nothing crosses."""
+        return self._point(split_id, LOCAL, (), Cut(self._graph.everything, ()), block=False)
+
+    def _scope(self, tensor: str) -> str:
+        """The outermost module that ends with a tensor, else the one that computed it, else the tensor's own name."""
+        return (*self._ends.get(tensor, ()), self._model.info.scopes.get(tensor, ""), tensor)[0] or tensor
+
+    def _point(self, split_id: str, scope: str, crossing: tuple[Crossing, ...], cut: Cut, block: bool) -> SplitPoint:
+        server = self._graph.everything & ~cut.edge
+        values = sum(math.prod(one.shape) for one in crossing)
+        edge_macs = self._costs.macs(cut.edge)
+        return SplitPoint(
+            id=split_id,
+            scope=scope,
+            crossing=crossing,
+            fp32_bytes=sum(one.fp32_bytes for one in crossing),
+            int8_bytes=sum(one.int8_bytes for one in crossing),
+            natural=values < self._input_values,
+            block=block,
+            edge_macs=edge_macs,
+            server_macs=self._total_macs - edge_macs,
+            edge_share=edge_macs / self._total_macs if self._total_macs else 0.0,
+            edge_parameters=self._costs.parameters(cut.edge),
+            server_parameters=self._costs.parameters(server),
+            edge_peak_bytes=self._costs.activation_peak_bytes(cut.edge, cut.crossing),
+            local_tasks=placeable(self._graph, cut) if cut.edge and server else (),
+        )
 
 
-def choose_splits(points: Sequence[SplitPoint], wanted: str) -> list[SplitPoint]:
-    """The cuts that a comma-separated list of ids or module scopes names, in topological order; ``all`` for all.
-
-    Raises:
-        UserError: an entry names no cut; the nearest id is said.
-    """
-    cuts = [point for point in points if point.is_cut]
-    if wanted == "all":
-        return cuts
-    chosen = set()
-    for entry in (part.strip() for part in wanted.split(",")):
-        matches = [point for point in cuts if entry in (point.id, point.scope)]
-        if not matches:
-            raise unknown_split(entry, [point.id for point in cuts], "model")
-        chosen.add(matches[-1].id)
-    return [point for point in cuts if point.id in chosen]
+def with_errors(point: SplitPoint, errors: Mapping[str, dict[str, float]]) -> SplitPoint:
+    """The same with what a verification measured, by id; the two ends are not verified."""
+    return replace(point, error=errors.get(point.id))

@@ -121,7 +121,7 @@ def _doctor(options: argparse.Namespace) -> int:
 def _selfcheck(options: argparse.Namespace) -> int:
     bundle = load_bundle(options.bundle)
     with LiteRtEngine(options.bundle, bundle, (local_split(bundle),), options.threads) as engine:
-        found = selfcheck(options.bundle, bundle, bundle_sha256(options.bundle), engine)
+        found = selfcheck(options.bundle, bundle, engine)
     _say(json.dumps({**dataclasses.asdict(found), "passed": found.passed}))
     return EXIT_PASS if found.passed else EXIT_GATE_FAILED
 

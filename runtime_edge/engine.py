@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any, Callable, Dict, Optional, Protocol, Sequence, Type
+from typing import Any, Callable, Dict, Optional, Protocol, Sequence, Tuple, Type
 
 import numpy as np
 from numpy.typing import NDArray
 
-from splitboard.contract.bundle import Bundle, Split
+from splitboard.contract.bundle import Bundle, Split, TensorSpec
 
 Array = NDArray[Any]
 
@@ -40,8 +40,8 @@ class Engine(Protocol):
             image: the edge input, INT8 NHWC, as in the bundle's ``edge_input``.
 
         Returns:
-            The split's wire tensors by name, as stored; for local only every task's scores by name, float32
-            ``[1, classes]``.
+            By name, the wire tensors that the edge graph makes, as stored, and the scores of the local tasks, float32
+            ``[1, classes]``. A local task that crosses as well is there once, as stored.
         """
         ...
 
@@ -49,6 +49,11 @@ class Engine(Protocol):
 def edge_splits(splits: Sequence[Split]) -> Dict[str, Split]:
     """The splits that have an edge half, by id."""
     return {split.id: split for split in splits if split.edge_signature is not None}
+
+
+def made_tensors(bundle: Bundle, split: Split) -> Tuple[TensorSpec, ...]:
+    """The wire tensors that a split's edge graph makes: all but the model's own input."""
+    return tuple(tensor for tensor in split.tensors if tensor.name != bundle.edge_input.name)
 
 
 class FakeEngine:
@@ -88,6 +93,8 @@ class FakeEngine:
         return self._run(self._splits[split_id], image)
 
     def _zeros(self, split: Split, _: NDArray[np.int8]) -> Dict[str, Array]:
-        if split.is_local:
-            return {task.name: np.zeros((1, len(task.labels)), np.float32) for task in self._bundle.tasks}
-        return {tensor.name: np.zeros(tensor.shape, tensor.dtype) for tensor in split.tensors}
+        local = [task for task in self._bundle.tasks if task.name in split.local_tasks]
+        return {
+            **{task.name: np.zeros((1, len(task.labels)), np.float32) for task in local},
+            **{tensor.name: np.zeros(tensor.shape, tensor.dtype) for tensor in made_tensors(self._bundle, split)},
+        }

@@ -11,7 +11,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Type
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime_edge.engine import Array, edge_splits
+from runtime_edge.engine import Array, edge_splits, made_tensors
 from splitboard.contract.bundle import Bundle, Split, TensorSpec
 from splitboard.contract.errors import UserError
 
@@ -62,13 +62,17 @@ def find_interpreter() -> Interpreter:
 
 
 class _Output(NamedTuple):
-    """How one output of a signature becomes one tensor of the split."""
+    """How one output of a signature becomes one tensor of the split.
+
+    Attributes:
+        key: what the signature calls it.
+        name: what the bundle calls it.
+        scores: the spec of a local task's scores, which are wanted as real numbers; ``None`` for a wire tensor.
+    """
 
     key: str
     name: str
-    scale: float
-    zero_point: int
-    dequantise: bool
+    scores: Optional[TensorSpec]
 
 
 class LiteRtEngine:
@@ -126,13 +130,16 @@ class LiteRtEngine:
 
     def _outputs(self, split: Split, runner: Any) -> List[_Output]:
         details = runner.get_output_details()
-        names = [task.name for task in self._bundle.tasks] if split.is_local else [t.name for t in split.tensors]
+        wires = {tensor.name: tensor for tensor in made_tensors(self._bundle, split)}
+        names = [*wires, *(task for task in split.local_tasks if task not in wires)]
         keys = _keys(list(details), names)
         if keys is None:
             raise self._broken(f'gives "{", ".join(details)}", split {split.id} needs "{", ".join(names)}"')
-        for name, tensor in zip(names, split.tensors):
-            self._check(details[keys[name]], tensor)
-        return [_output(keys[name], name, details[keys[name]], split.is_local) for name in names]
+        for name, wire in wires.items():
+            self._check(details[keys[name]], wire)
+        return [
+            _Output(keys[name], name, None if name in wires else _scores(name, details[keys[name]])) for name in names
+        ]
 
     def _check(self, detail: Dict[str, Any], spec: TensorSpec) -> None:
         """The file must be what the manifest says, else the server would misread the tensor in silence."""
@@ -163,13 +170,14 @@ def _keys(keys: List[str], names: List[str]) -> Optional[Dict[str, str]]:
     return {names[0]: keys[0]} if len(names) == 1 else None
 
 
-def _output(key: str, name: str, detail: Dict[str, Any], scores: bool) -> _Output:
+def _scores(task: str, detail: Dict[str, Any]) -> TensorSpec:
+    """The spec of a local task's scores, which the manifest does not list since they cross no border."""
+    shape, dtype = tuple(int(size) for size in detail["shape"]), np.dtype(detail["dtype"]).name
+    if dtype == "float32":
+        return TensorSpec(task, shape, dtype, "NC")
     scale, zero_point = detail["quantization"]
-    return _Output(key, name, float(scale), int(zero_point), scores and np.dtype(detail["dtype"]) != np.float32)
+    return TensorSpec(task, shape, dtype, "NC", float(scale), int(zero_point))
 
 
 def _tensor(stored: Array, output: _Output) -> Array:
-    if not output.dequantise:
-        return stored
-    real: NDArray[np.float32] = (stored.astype(np.float32) - output.zero_point) * np.float32(output.scale)
-    return real
+    return stored if output.scores is None else output.scores.real(stored)

@@ -13,7 +13,7 @@ from runtime_edge.link import Link
 from splitboard.contract.bundle import Bundle, Split
 from splitboard.contract.errors import UserError
 from splitboard.contract.interface import WireError, interface
-from splitboard.contract.preprocess import quantise, quantised_table, resize
+from splitboard.contract.preprocess import prepare, quantise
 from splitboard.contract.wire import HEADER_LENGTH, decode_reply, encode_request, parse_server_timing
 
 Array = NDArray[Any]
@@ -66,10 +66,8 @@ class Pipeline:
     ) -> None:
         self._spec = bundle.preprocessing
         self._tasks = [task.name for task in bundle.tasks]
-        scale, zero_point = bundle.edge_input.scale, bundle.edge_input.zero_point
-        if scale is None or zero_point is None:
-            raise UserError(f'the edge input is not quantised: scale "{scale}"', ["build the bundle again"])
-        self._table = quantised_table(self._spec, scale, zero_point)
+        self._image = bundle.edge_input.name
+        self._table = bundle.input_table()
         self._engine = engine
         self._link = link
         self._interfaces = {s.id: interface(bundle, bundle_sha256, s) for s in splits if not s.is_local}
@@ -88,17 +86,18 @@ class Pipeline:
             UserError: the server is not there, refuses, or answers what cannot be used.
         """
         start_ns = perf_counter_ns()
-        pixels = resize(image[None], self._spec.height, self._spec.width)
+        pixels = prepare(image[None], self._spec)
         prepared: Array = pixels if split.is_remote else quantise(pixels, self._table)
         prepared_ns = perf_counter_ns()
         if split.is_remote:
             tensors: Dict[str, Array] = {split.tensors[0].name: prepared}
             computed_ns = prepared_ns
         else:
-            tensors = self._edge(split, prepared)
+            tensors = {self._image: prepared, **self._edge(split, prepared)}
             computed_ns = perf_counter_ns()
-        answer = _Answer(tensors, (0, 0, 0, 0), computed_ns) if split.is_local else self._ask(split, tensors)
-        scores = {task: answer.outputs[task][0].tolist() for task in self._tasks}
+        answer = _Answer({}, (0, 0, 0, 0), computed_ns) if split.is_local else self._ask(split, tensors)
+        outputs = {**answer.outputs, **_local_outputs(split, tensors)}
+        scores = {task: outputs[task][0].tolist() for task in self._tasks}
         end_ns = perf_counter_ns()
         spans_ns = None
         if answer.spans_ns is not None:
@@ -132,3 +131,11 @@ class Pipeline:
         if link_ns < 0:
             raise UserError(f'the server at "{self._link.url}" claims more time than the round trip took: "{timing}"')
         return _Answer(outputs, (sent_ns - start_ns, link_ns, *server), arrived_ns)
+
+
+def _local_outputs(split: Split, tensors: Dict[str, Array]) -> Dict[str, Array]:
+    """The scores of the tasks that the edge answers; those that cross as well are there as stored."""
+    crossing = {tensor.name: tensor for tensor in split.tensors}
+    return {
+        task: crossing[task].real(tensors[task]) if task in crossing else tensors[task] for task in split.local_tasks
+    }

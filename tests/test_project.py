@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from interpreters import succeed
 from serving import REPOSITORY, running_server
 
 from boards.zipapp import build_zipapp
@@ -25,13 +26,6 @@ from splitboard.cli.main import app
 PACKAGES = ("splitboard", "export", "calib", "boards", "runtime_edge", "runtime_server")
 MAX_WHEEL_BYTES = 10 * 2**20
 """The checkpoint takes up to 8 MB of it."""
-
-
-def succeed(*command: str | Path, cwd: Path = REPOSITORY) -> str:
-    """Standard output of a command; its errors where it fails."""
-    done = subprocess.run([*map(str, command)], cwd=cwd, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}"
-    return done.stdout
 
 
 @pytest.fixture(scope="session")
@@ -97,39 +91,6 @@ for name in sys.argv[2:]:
     importlib.import_module(name)
 print(json.dumps({name: getattr(module, "__file__", None) for name, module in sys.modules.items()}))
 """
-
-
-def find_interpreter(version: str) -> Path | None:
-    """A Python that starts and is of this version: on the path, or among pyenv's. A shim may be neither."""
-    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    on_path = shutil.which(f"python{version}")
-    found = [Path(on_path)] if on_path else []
-    for candidate in [*found, *sorted(pyenv.glob(f"{version}.*/bin/python"))]:
-        asked = [str(candidate), "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
-        done = subprocess.run(asked, capture_output=True, text=True, check=False)
-        if done.returncode == 0 and done.stdout.strip() == version:
-            return candidate
-    return None
-
-
-@pytest.fixture(scope="session", params=["running", "3.8", "3.13"])
-def bare_python(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An interpreter in an environment of its own that holds numpy and nothing else."""
-    running = f"{sys.version_info.major}.{sys.version_info.minor}"
-    version = running if request.param == "running" else str(request.param)
-    interpreter = Path(sys.executable) if request.param == "running" else find_interpreter(version)
-    if interpreter is None:
-        pytest.skip(f"no Python {version} on this machine")
-    folder = tmp_path_factory.mktemp(f"python{version}")
-    succeed(interpreter, "-m", "venv", "--without-pip", folder)
-    target = folder / "lib" / f"python{version}" / "site-packages"
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--target", str(target)]
-    wheels = ["--only-binary=:all:", "--python-version", version, "--implementation", "cp"]
-    installed = subprocess.run([*pip, *wheels, "numpy"], capture_output=True, text=True, check=False)
-    if installed.returncode != 0 and request.param != "running":
-        pytest.skip(f"pip has no numpy for Python {version}: {installed.stderr.strip().splitlines()[-1]}")
-    assert installed.returncode == 0, installed.stderr
-    return folder / "bin" / "python"
 
 
 @pytest.fixture(scope="session")

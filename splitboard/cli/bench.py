@@ -23,7 +23,7 @@ from splitboard.cli.console import steps
 from splitboard.contract import record as contract
 from splitboard.contract.bundle import Bundle, bundle_sha256
 from splitboard.contract.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_USER_ERROR, SplitboardError
-from splitboard.contract.preprocess import resize
+from splitboard.contract.preprocess import prepare
 from splitboard.contract.record import FLOAT_REFERENCE, RunRecord, read_records, write_records
 from splitboard.contract.samples import Samples, load_samples
 
@@ -127,8 +127,7 @@ def float_reference(
     before = read_environment(runtime)
     results = []
     for done, image in enumerate(samples.images, 1):
-        pixels = resize(image[None], bundle.preprocessing.height, bundle.preprocessing.width)
-        results.append(session.run(names, {remote.tensors[0].name: pixels}))
+        results.append(session.run(names, {remote.tensors[0].name: prepare(image[None], bundle.preprocessing)}))
         on_sample("float reference", done, len(samples))
     return RunRecord(
         schema_version=contract.SCHEMA_VERSION,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -16,10 +17,13 @@ from calib.artefact import accelerated_partitions, count_operators, io_specs
 from calib.dead_channels import floor_dead_channels
 from calib.quantise import quantise_tflite
 from calib.ranges import RangeTable, collect_ranges
+from export.choice import Choice
 from export.cut import remote_graph, wire_server_graph
+from export.metadata import describe
 from export.model import Model
+from export.opset import lower_opset
 from export.reference import reference_session, relative_error
-from export.splits import LOCAL, SplitPoint
+from export.splits import LOCAL, SplitPoint, Splits
 from export.tflite import convert
 from export.verify import LIMIT, verify_cut
 from runtime_edge.litert import LiteRtEngine
@@ -29,7 +33,7 @@ from splitboard.contract.bundle import Artifact, Bundle, Calibration, Split, Ten
 from splitboard.contract.decode import to_json
 from splitboard.contract.errors import SplitboardError, UserError
 from splitboard.contract.folder import new_folder
-from splitboard.contract.preprocess import normalise, quantise, quantised_table, resize
+from splitboard.contract.preprocess import normalise, prepare, quantise
 from splitboard.contract.samples import Samples
 from splitboard.report.outputs import BuildOutput
 
@@ -68,45 +72,55 @@ Progress = Callable[[str, int, int], None]
 
 def build_bundle(
     model: Model,
-    points: Sequence[SplitPoint],
-    chosen: Sequence[SplitPoint],
+    splits: Splits,
+    chosen: Sequence[Choice],
     calibration: Samples,
     kind: BoardKind,
     target: Path,
     progress: Progress,
+    *,
     licenses: Sequence[Path] = (),
+    server_opset: int | None = None,
 ) -> Bundle:
     """Builds a bundle.
 
     Args:
         model: the exported model.
-        points: all split points of it.
+        splits: all split points of it.
         chosen: the cuts that the bundle serves, beside remote only and local only.
         calibration: source images.
         kind: of the board that the edge half is for.
         target: folder to write.
         progress: told about every step.
         licenses: texts to put into the bundle.
+        server_opset: operator set of the server graphs; ``None`` keeps the model's.
 
     Raises:
-        UserError: the calibration images do not fit.
+        UserError: the model, the calibration images or the opset do not fit.
         SplitboardError: a cut, a conversion or a quantisation does not hold.
     """
+    check_buildable(model)
     spec = model.info.declared()
-    pixels = resize(calibration.images, spec.height, spec.width)
+    pixels = prepare(calibration.images, spec)
     inputs = normalise(pixels, spec)
+    samples = [{model.graph.inputs[0]: inputs[i : i + 1]} for i in range(min(N_VERIFIED, len(inputs)))]
     errors: dict[str, dict[str, float]] = {}
-    for done, point in enumerate(chosen):
-        progress(f"verify {point.id}", done, len(chosen))
-        errors[point.id] = verify_cut(model.graph, _tensor(point), inputs[:N_VERIFIED])
+    for done, choice in enumerate(chosen):
+        progress(f"verify {choice.point.id}", done, len(chosen))
+        errors[choice.point.id] = verify_cut(model.graph, choice.cut, samples)
     progress("verify", len(chosen), len(chosen))
     table = collect_ranges(
         model.graph,
         (inputs[i : i + 1] for i in range(len(inputs))),
         lambda done: progress("calibrate", done, len(inputs)),
     )
-    halves = _make_halves(model, points, chosen, errors, inputs, table, progress)
-    golden = _golden(model, pixels[:N_GOLDEN], inputs[:N_GOLDEN], halves.servers[points[0].id])
+    halves = _make_halves(model, splits, chosen, errors, inputs, table, progress)
+    if server_opset is not None:
+        servers = {split_id: lower_opset(server, server_opset) for split_id, server in halves.servers.items()}
+        halves = replace(halves, servers=servers)
+    for split_id, server in halves.servers.items():
+        describe(server, _server_notes(model, split_id, server))
+    golden = _golden(model, pixels[:N_GOLDEN], inputs[:N_GOLDEN], halves.servers[splits.remote.id])
     with new_folder(target, contract.MANIFEST) as folder:
         _write_files(folder, halves, table, calibration, golden, licenses)
         bundle = _manifest(model, halves, table, calibration, kind, folder)
@@ -117,23 +131,49 @@ def build_bundle(
     return bundle
 
 
-def _tensor(point: SplitPoint) -> str:
-    if point.tensor is None:
-        raise UserError(f'"{point.id}" ({point.scope}) is in every bundle and cannot be asked for')
-    return point.tensor
+def _server_notes(model: Model, split_id: str, server: onnx.ModelProto) -> dict[str, str]:
+    """What a server graph says of itself in its metadata."""
+    return {
+        "model_sha256": model.info.model_sha256,
+        "split": split_id,
+        "tasks": ",".join(output.name for output in server.graph.output),
+        "preprocessing": to_json(model.info.declared()),
+        "tools": json.dumps({**model.info.tool_versions, "splitboard": version("splitboard")}),
+    }
+
+
+def check_buildable(model: Model) -> None:
+    """Refuses what the runtimes cannot run yet, before any work.
+
+    Raises:
+        UserError: no preprocessing, several inputs, or a task that is not one row of class scores.
+    """
+    graph = model.graph
+    if len(graph.inputs) != 1:
+        raise UserError(
+            f'model "{model.info.name}" has the inputs "{", ".join(graph.inputs)}"; a bundle feeds one image',
+            ["export and splits work with several inputs, build does not yet", "export the part behind one image"],
+        )
+    for task in graph.outputs:
+        if len(graph.shapes[task]) != 2:
+            raise UserError(
+                f'task "{task}" gives "{"x".join(map(str, graph.shapes[task]))}"; a bundle serves class scores, 1xN',
+                ["export and splits work with dense tasks, build does not yet", "export the other tasks alone"],
+            )
+    model.info.declared()
 
 
 def _make_halves(
     model: Model,
-    points: Sequence[SplitPoint],
-    chosen: Sequence[SplitPoint],
+    splits: Splits,
+    chosen: Sequence[Choice],
     errors: dict[str, dict[str, float]],
     inputs: NDArray[np.float32],
     table: RangeTable,
     progress: Progress,
 ) -> Halves:
-    graph = model.graph
-    signatures: dict[str, Sequence[str]] = {point.id: [_tensor(point)] for point in chosen}
+    graph, image = model.graph, model.graph.inputs[0]
+    signatures: dict[str, Sequence[str]] = {choice.point.id: _edge_outputs(choice, image) for choice in chosen}
     signatures[LOCAL] = graph.outputs
     progress("convert", 0, 1)
     edge_graph, floored = floor_dead_channels(graph, table)
@@ -142,37 +182,48 @@ def _make_halves(
     progress("quantise", 0, 1)
     edge = quantise_tflite(floating, table)
     progress("quantise", 1, 1)
-    servers = {points[0].id: remote_graph(graph, model.info.declared())}
-    wires: dict[str, tuple[TensorSpec, ...]] = {
-        points[0].id: (TensorSpec(graph.inputs[0], points[0].shape, "uint8", "NHWC"),),
-        points[-1].id: (),
-    }
-    edge_input, _ = io_specs(edge, LOCAL, graph.inputs[0])
-    for point in chosen:
-        _, outputs = io_specs(edge, point.id, graph.inputs[0])
-        wires[point.id] = (outputs[_tensor(point)],)
-        servers[point.id] = wire_server_graph(graph, _tensor(point), outputs[_tensor(point)])
-    splits = [_split(point, wires[point.id], errors) for point in (points[0], *chosen, points[-1])]
+    edge_input, _ = io_specs(edge, LOCAL, image)
+    servers = {splits.remote.id: remote_graph(graph, model.info.declared())}
+    source = TensorSpec(image, splits.remote.crossing[0].shape, "uint8", "NHWC")
+    halves = [_split(splits.remote, None, (source,), (), {})]
+    for choice in chosen:
+        _, outputs = io_specs(edge, choice.point.id, image)
+        wires = tuple({**outputs, image: edge_input}[name] for name in choice.cut.crossing)
+        servers[choice.point.id] = wire_server_graph(graph, choice.cut, wires)
+        halves.append(_split(choice.point, choice.point.id, wires, choice.cut.local, errors[choice.point.id]))
+    halves.append(_split(splits.local, LOCAL, (), tuple(graph.outputs), {}))
     notes = [
         f"{one.channels} dead channels of {one.node} were given a weight that carries their bias" for one in floored
     ]
-    return Halves(edge, edge_input, tuple(splits), servers, tuple(notes))
+    return Halves(edge, edge_input, tuple(halves), servers, tuple(notes))
 
 
-def _split(point: SplitPoint, wire: tuple[TensorSpec, ...], errors: dict[str, dict[str, float]]) -> Split:
-    remote, local = point.edge_macs == 0, not wire
+def _edge_outputs(choice: Choice, image: str) -> list[str]:
+    """What the edge half computes: what crosses, the image itself left out, and the scores of the local tasks."""
+    wanted = dict.fromkeys((*choice.cut.crossing, *choice.cut.local))
+    return [name for name in wanted if name != image]
+
+
+def _split(
+    point: SplitPoint,
+    edge_signature: str | None,
+    wires: tuple[TensorSpec, ...],
+    local_tasks: tuple[str, ...],
+    errors: dict[str, float],
+) -> Split:
     return Split(
         id=point.id,
         scope=point.scope,
         natural=point.natural,
-        tensors=wire,
-        edge_signature=None if remote else LOCAL if local else point.id,
-        server=None if local else f"server/{point.id}.onnx",
+        tensors=wires,
+        local_tasks=local_tasks,
+        edge_signature=edge_signature,
+        server=f"server/{point.id}.onnx" if wires else None,
         edge_macs=point.edge_macs,
         server_macs=point.server_macs,
         edge_parameters=point.edge_parameters,
         server_parameters=point.server_parameters,
-        float_error=errors.get(point.id, {}),
+        float_error=errors,
     )
 
 
@@ -256,11 +307,8 @@ def _manifest(
 
 def _golden_tolerance(folder: Path, bundle: Bundle, golden: dict[str, NDArray[Any]]) -> dict[str, float]:
     """By task, twice the largest |INT8 - float| seen here: interpreters differ in rounding by some steps of a scale."""
-    spec, local = bundle.edge_input, bundle.splits[-1]
-    if spec.scale is None or spec.zero_point is None:
-        raise SplitboardError("the edge file's input has no scale")
-    table = quantised_table(bundle.preprocessing, spec.scale, spec.zero_point)
-    edge_inputs = quantise(golden["images"].astype(np.uint8, copy=False), table)
+    local = bundle.splits[-1]
+    edge_inputs = quantise(golden["images"].astype(np.uint8, copy=False), bundle.input_table())
     with LiteRtEngine(folder, bundle, [local]) as engine:
         results = [engine.infer(local.id, sample[None]) for sample in edge_inputs]
     return {
@@ -269,7 +317,7 @@ def _golden_tolerance(folder: Path, bundle: Bundle, golden: dict[str, NDArray[An
     }
 
 
-def build_output(target: Path, bundle: Bundle) -> BuildOutput:
+def build_output(target: Path, bundle: Bundle, chosen: Sequence[Choice]) -> BuildOutput:
     """What ``build`` tells about a bundle."""
     warnings = []
     if bundle.calibration.n_samples < MIN_CALIBRATION:
@@ -294,5 +342,6 @@ def build_output(target: Path, bundle: Bundle) -> BuildOutput:
         operators=bundle.operators,
         accelerated_partitions=partitions,
         float_error={split.id: split.float_error for split in bundle.splits if split.float_error},
+        reasons={choice.point.id: choice.reason for choice in chosen if choice.reason is not None},
         warnings=(*warnings, *bundle.notes),
     )

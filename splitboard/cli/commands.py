@@ -52,23 +52,45 @@ def demo(
 
 
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="State dict: .safetensors, .pt or .pth.", show_default=False)],
-    model: Annotated[str, typer.Option(help="package.module:factory that returns the model without weights.")],
-    spec: Annotated[Path, typer.Option(help="Model spec (TOML): preprocessing and class names.")],
-    input: Annotated[str, typer.Option(help="Input shape, batch first, e.g. 1x3x224x224.")],  # noqa: A002 - its name
+    source: Annotated[
+        Path, typer.Argument(help="Weights (.safetensors, .pt, .pth), a .pt2 or an .onnx.", show_default=False)
+    ],
     out: Out,
+    model: Annotated[
+        str | None, typer.Option(help="For weights: package.module:factory that returns the model without them.")
+    ] = None,
+    spec: Annotated[
+        Path | None, typer.Option(help="Model spec (TOML): preprocessing and class names. A build needs it.")
+    ] = None,
+    input: Annotated[  # noqa: A002 - its name
+        list[str] | None, typer.Option(help="Shape of an input, batch first: 1x3x224x224 or ids=1x128:int64.")
+    ] = None,
+    tasks: Annotated[str, typer.Option(help="Names for the outputs: a,b for all in order, or output_0=a.")] = "",
     path: Annotated[Path, typer.Option(help="Folder that the factory's package lies in.")] = Path(),
-    name: Annotated[str | None, typer.Option(help="Names the served models; default: the checkpoint's name.")] = None,
+    name: Annotated[str | None, typer.Option(help="Names the served models; default: the source's name.")] = None,
+    trust_pickle: Annotated[
+        bool, typer.Option("--trust-pickle", help="Unpickle the source: only if you trust whoever made it.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Checkpoint to model folder: ONNX with fixed shapes, simplified, checked against torch, outputs named after tasks.
+    """A trained model to a model folder: ONNX with fixed shapes, cleaned, checked against its source, outputs named.
 
-    Your code runs in a process of its own with only --path on its import path.
+    Your code runs in a process of its own with only --path on its import path. Nothing is unpickled but tensors.
 
-    Example:
-      splitboard export net.safetensors --model nets.mine:make --spec mine.toml --input 1x3x224x224 -o mine.model
+    Examples:
+      splitboard export net.pth --model nets.mine:make --spec mine.toml --input 1x3x224x224 -o mine.model
+
+      splitboard export net.pt --model nets.two:make --input image=1x3x96x96 --input meta=1x6 --tasks kind,age -o m
+
+      splitboard export program.pt2 --spec mine.toml -o mine.model
+
+      splitboard export other.onnx --input images=1x3x320x320 --tasks output_0=boxes -o other.model
+
+      splitboard export whole.pt --trust-pickle --path src --input 1x3x224x224 -o mine.model
     """
-    from export.checkpoint import export_checkpoint
+    from export.exported import ExportRequest
+    from export.exporter import export_model
+    from export.inputs import parse_inputs
     from export.model import MODEL_JSON
     from export.spec import read_spec
     from splitboard.cli.console import steps
@@ -76,71 +98,115 @@ def export(
     from splitboard.report.outputs import ExportOutput
     from splitboard.report.results import result_json
 
-    shape = _shape(input)
-    served = _served_name(name if name is not None else checkpoint.name.partition(".")[0])
-    declared = read_spec(spec)
+    request = ExportRequest(
+        source=source,
+        name=_served_name(name if name is not None else source.name.partition(".")[0]),
+        factory=model,
+        inputs=parse_inputs(input or []),
+        spec=None if spec is None else read_spec(spec),
+        tasks=tasks,
+        source_folder=path,
+        trust_pickle=trust_pickle,
+    )
     check_folder(out, MODEL_JSON)
     with steps("splitboard") as show:
         show("export", 0, 1)
-        info = export_checkpoint(checkpoint, model, shape, declared, out, name=served, source_folder=path)
+        info = export_model(request, out)
         show("export", 1, 1)
     if json:
         labels = {task.name: task.labels for task in info.tasks}
         typer.echo(result_json(ExportOutput(str(out), info.model_sha256, labels, info.parity, info.changes)))
         return
     for task in info.tasks:
-        typer.echo(
-            f"{task.name}: {len(task.labels)} classes, differs from torch by {info.parity[task.name].relative:.1e}"
-        )
+        difference = info.parity[task.name].relative
+        typer.echo(f"{task.name}: {len(task.labels)} classes, differs from its source by {difference:.1e}")
+    for change in info.changes:
+        typer.echo(f"  {change}")
     typer.echo(f"Model: {out}")
 
 
 def splits(
     model: ModelFolder,
     natural: Annotated[bool, typer.Option("--natural", help="Only natural bottlenecks.")] = False,
+    blocks: Annotated[bool, typer.Option("--blocks", help="Only outputs of whole blocks of the model.")] = False,
+    max_tensors: Annotated[int | None, typer.Option(min=1, help="Only cuts with at most so many tensors.")] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Prove every cut shown: server(edge(x)) = whole(x).")
+    ] = False,
+    picture: Annotated[Path | None, typer.Option(help="Also write a page: payload and work along the depth.")] = None,
     json: Json = False,
 ) -> None:
-    """The split points of a model: what crosses, its bytes, and the work on each side.
+    """The split points of a model: what crosses, its bytes, and the work and memory on each side.
 
-    A natural bottleneck carries strictly fewer values than the model's input. Ids stay the same whatever is shown.
+    sNN sends one tensor, mNN several. A natural bottleneck carries strictly fewer values than the model's input. Ids
+    stay the same whatever is shown; with a filter the two ends (remote only, local only) are left out.
 
-    Example:
-      splitboard splits mine.model --natural
+    Examples:
+      splitboard splits mine.model --natural --blocks
+
+      splitboard splits mine.model --max-tensors 1 --verify --picture splits.html
     """
     from export.model import load_model
-    from export.splits import list_splits
+    from export.splits import list_splits, with_errors
+    from splitboard.cli.splits import prove, shown_points
     from splitboard.cli.tables import print_splits
+    from splitboard.contract.folder import check_file
     from splitboard.report.outputs import SplitsOutput
     from splitboard.report.results import result_json
 
+    if picture is not None:
+        from splitboard.report.splits_page import BEGINNING
+
+        check_file(picture, BEGINNING)
     loaded = load_model(model)
-    points = list_splits(loaded.graph, loaded.info.scopes, loaded.info.preprocessing)
-    shown = tuple(point for point in points if point.natural or not natural)
+    found = list_splits(loaded)
+    shown = shown_points(found, natural=natural, blocks=blocks, max_tensors=max_tensors)
+    if verify:
+        errors = prove(loaded, found, shown)
+        shown = tuple(with_errors(point, errors) for point in shown)
+    if picture is not None:
+        from splitboard.report.splits_page import write_splits_page
+
+        write_splits_page(picture, loaded.info.name, shown, found.remote)
     if json:
         typer.echo(result_json(SplitsOutput(loaded.info.model_sha256, shown)))
-    else:
-        print_splits(shown)
+        return
+    print_splits(shown, model)
+    if picture is not None:
+        typer.echo(f"\nPage: {picture}")
 
 
 def build(
     model: ModelFolder,
     board: Annotated[str, typer.Option(help="Kind of board: splitboard boards.")],
-    split: Annotated[str, typer.Option(help="Comma-separated ids or module scopes (splitboard splits), or all.")],
+    split: Annotated[str, typer.Option(help="Comma-separated ids or module scopes (splitboard splits), all, or auto.")],
     calib: Annotated[Path, typer.Option(help="Calibration images: a folder or an .npz. At least 200 are wise.")],
     out: Out,
     precision: Annotated[str, typer.Option(help="Of the edge half.")] = "int8",
+    local: Annotated[
+        str, typer.Option(help="Comma-separated tasks whose heads run on the board at these splits.")
+    ] = "",
+    server_opset: Annotated[int | None, typer.Option(help="Opset of the server graphs: 17 for TensorRT 8.5.")] = None,
     json: Json = False,
 ) -> None:
     """Cuts, calibrates, quantises, verifies, and writes a bundle: what board and server need, and nothing else.
 
-    Example:
+    --split auto takes a few cuts from the Pareto front of edge work against payload, and says why.
+
+    Examples:
       splitboard build mine.model --board rpi5 --split s11,s24 --calib photos/ -o mine.bundle
+
+      splitboard build mine.model --board rpi5 --split auto --calib photos/ -o mine.bundle
+
+      splitboard build mine.model --board rpi5 --split s48 --local defect --calib photos/ -o mine.bundle
     """
     from boards.kinds import load_kind, require_precision
     from export.model import load_model
-    from export.splits import choose_splits, list_splits
-    from splitboard.cli.build import build_bundle, build_output
+    from export.opset import check_opset
+    from export.splits import list_splits
+    from splitboard.cli.build import build_bundle, build_output, check_buildable
     from splitboard.cli.console import steps
+    from splitboard.cli.splits import choose_for_build
     from splitboard.contract.bundle import MANIFEST
     from splitboard.contract.folder import check_folder
     from splitboard.contract.samples import load_samples
@@ -149,18 +215,23 @@ def build(
     kind = load_kind(board)
     require_precision(kind, precision)
     loaded = load_model(model)
-    points = list_splits(loaded.graph, loaded.info.scopes, loaded.info.preprocessing)
-    chosen = choose_splits(points, split)
+    check_buildable(loaded)
+    if server_opset is not None:
+        check_opset(loaded.graph.model, server_opset)
+    points = list_splits(loaded)
+    chosen = choose_for_build(loaded, points, split, local)
     samples = load_samples(calib, loaded.info.declared().source_channels)
     check_folder(out, MANIFEST)
     with steps("splitboard") as show:
-        bundle = build_bundle(loaded, points, chosen, samples, kind, out, show)
-    made = build_output(out, bundle)
+        bundle = build_bundle(loaded, points, chosen, samples, kind, out, show, server_opset=server_opset)
+    made = build_output(out, bundle, chosen)
     if json:
         typer.echo(result_json(made))
         return
     for warning in made.warnings:
         typer.echo(f"warning: {warning}", err=True)
+    for split_id, reason in made.reasons.items():
+        typer.echo(f"{split_id}: {reason}")
     typer.echo(f"{len(made.splits)} splits: {', '.join(made.splits)}; edge file {made.edge_bytes / 1e6:.2f} MB, INT8")
     typer.echo(f"Bundle: {out}")
 
@@ -327,13 +398,6 @@ def _print_table(summary: object) -> None:
 
     if isinstance(summary, Summary):
         print_results(console(), summary)
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    parts = text.split("x")
-    if not all(part.isdecimal() and int(part) > 0 for part in parts) or len(parts) != 4:
-        raise UserError(f'--input "{text}" is not a shape', ["write batch, channels, height, width: 1x3x224x224"])
-    return tuple(int(part) for part in parts)
 
 
 def _served_name(name: str) -> str:

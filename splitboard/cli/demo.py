@@ -7,10 +7,13 @@ from importlib.resources import files
 from pathlib import Path
 
 from boards.kinds import this_machine
-from export.checkpoint import export_checkpoint
+from export.choice import choose
+from export.exported import ExportRequest
+from export.exporter import export_model
+from export.inputs import InputRequest
 from export.model import load_model
 from export.spec import read_spec
-from export.splits import choose_splits, list_splits
+from export.splits import list_splits
 from splitboard.cli.bench import BenchRequest, bench, serving
 from splitboard.cli.build import build_bundle
 from splitboard.cli.console import steps
@@ -66,17 +69,23 @@ def run_demo(out: Path, *, energy: bool, limit: int | None) -> DemoRun:
     shape = (1, spec.preprocessing.channels, spec.preprocessing.height, spec.preprocessing.width)
     with steps("splitboard") as show:
         show("export", 0, 1)
-        export_checkpoint(
-            zoo / CHECKPOINT, "splitboard.zoo.elpv:lite0", shape, spec, out / "model", name="elpv", source_folder=zoo
+        source = ExportRequest(
+            zoo / CHECKPOINT,
+            name="elpv",
+            factory="splitboard.zoo.elpv:lite0",
+            inputs=(InputRequest(None, shape),),
+            spec=spec,
+            source_folder=zoo,
         )
+        export_model(source, out / "model")
         show("export", 1, 1)
         model = load_model(out / "model")
-        points = list_splits(model.graph, model.info.scopes, model.info.preprocessing)
+        splits = list_splits(model)
         samples = load_samples(calibration, spec.preprocessing.source_channels)
         bundle = build_bundle(
             model,
-            points,
-            choose_splits(points, SPLITS),
+            splits,
+            choose(model, splits, SPLITS),
             samples,
             this_machine(),
             out / "bundle",

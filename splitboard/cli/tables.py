@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -11,7 +12,7 @@ from export.splits import SplitPoint
 from splitboard.contract.board import BoardKind
 from splitboard.report.outputs import TrainOutput
 
-_FILE_COLUMNS = 140
+_FILE_COLUMNS = 150
 """Width where the output is a file or a pipe."""
 
 
@@ -28,22 +29,70 @@ def _table(*columns: str, right: Sequence[str] = ()) -> Table:
     return table
 
 
-def print_splits(points: Sequence[SplitPoint]) -> None:
-    """Prints split points, natural bottlenecks marked."""
-    numbers = ("fp32\nbytes", "int8\nbytes", "MMACs\nedge", "MMACs\nserver", "kparams\nedge", "kparams\nserver")
-    table = _table("id", "after module", "shape", *numbers, "natural", right=numbers)
+_SHOWN_MULTI = 10
+"""Multi-tensor cuts in the terminal's table; there can be many, and the smallest payloads come first."""
+
+
+def print_splits(points: Sequence[SplitPoint], model: Path) -> None:
+    """Prints split points, natural bottlenecks and whole blocks marked; multi-tensor cuts by payload."""
+    single = [point for point in points if len(point.crossing) <= 1]
+    multi = sorted((point for point in points if len(point.crossing) > 1), key=lambda point: point.int8_bytes)
+    if single:
+        _print_points(single)
+    if multi:
+        console().print(
+            f"\nSeveral tensors, by payload: the first {min(_SHOWN_MULTI, len(multi))} of {len(multi)}", style="bold"
+        )
+        _print_points(multi[:_SHOWN_MULTI])
+    if len(multi) > _SHOWN_MULTI:
+        console().print(f"All of them: splitboard splits {model} --json")
+    if not points:
+        console().print("No split point passes these filters.")
+    console().print(
+        "\nmarks: N natural bottleneck, B output of a whole block; peak: estimate of the edge half's INT8 activations"
+    )
+
+
+def _print_points(points: Sequence[SplitPoint]) -> None:
+    verified = any(point.error is not None for point in points)
+    numbers = (
+        "fp32\nbytes",
+        "int8\nbytes",
+        "MMACs\nedge",
+        "MMACs\nserver",
+        "edge\n%",
+        "kparams\nedge",
+        "kparams\nserver",
+        "peak\nkB",
+    )
+    extra = ("largest\nerror",) if verified else ()
+    table = _table(
+        "id",
+        "after module",
+        "shape",
+        *numbers,
+        *extra,
+        "marks",
+        "heads that may\nrun on the edge",
+        right=(*numbers, *extra),
+    )
     for point in points:
+        error = () if not verified else ("" if point.error is None else f"{max(point.error.values()):.1e}",)
         table.add_row(
             point.id,
             point.scope,
-            "x".join(map(str, point.shape)) or "-",
+            " + ".join("x".join(map(str, one.shape)) for one in point.crossing) or "-",
             f"{point.fp32_bytes:,}",
             f"{point.int8_bytes:,}",
             f"{point.edge_macs / 1e6:.1f}",
             f"{point.server_macs / 1e6:.1f}",
+            f"{100 * point.edge_share:.1f}",
             f"{point.edge_parameters / 1e3:.1f}",
             f"{point.server_parameters / 1e3:.1f}",
-            "yes" if point.natural else "",
+            f"{point.edge_peak_bytes / 1e3:.0f}",
+            *error,
+            ("N" if point.natural else "") + ("B" if point.block else ""),
+            ", ".join(point.local_tasks),
         )
     console().print(table)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from splitboard.cli.console import steps
 from splitboard.contract.bundle import file_sha256
 from splitboard.contract.errors import UserError
-from splitboard.contract.preprocess import normalise, resize
+from splitboard.contract.preprocess import normalise, prepare
 from splitboard.report.outputs import TrainedTask, TrainOutput
 from splitboard.zoo import elpv
 from splitboard.zoo.multitask import MultiTaskNet
@@ -78,7 +78,7 @@ def load_shipped(checkpoint: Path) -> MultiTaskNet:
 def evaluate(model: MultiTaskNet, part: elpv.Part) -> dict[str, TrainedTask]:
     """Accuracy, balanced accuracy and recall per class on one part, by task."""
     spec = elpv.PREPROCESSING
-    logits = predict(model, normalise(resize(part.images, spec.height, spec.width), spec))
+    logits = predict(model, normalise(prepare(part.images, spec), spec))
     results = {}
     for task, names in elpv.TASKS.items():
         truth, guess = part.labels[task], logits[task].argmax(axis=1)

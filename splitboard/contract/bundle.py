@@ -9,13 +9,14 @@ import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from splitboard.contract.decode import read_json, to_json
 from splitboard.contract.errors import UserError
-from splitboard.contract.preprocess import Preprocessing
+from splitboard.contract.preprocess import Preprocessing, QuantisedTable, quantised_table
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -46,6 +47,13 @@ class TensorSpec:
     def n_bytes(self) -> int:
         """Bytes of the tensor as stored."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    def real(self, stored: NDArray[Any]) -> NDArray[np.float32]:
+        """The real numbers of the tensor as stored, float32."""
+        if self.scale is None:
+            return stored.astype(np.float32, copy=False)
+        offset: NDArray[np.float32] = stored.astype(np.float32) - np.float32(self.zero_point or 0)
+        return offset * np.float32(self.scale)
 
 
 @dataclass(frozen=True)
@@ -83,10 +91,12 @@ class Split:
     """One way to divide the model between board and server.
 
     Attributes:
-        id: ``s00`` remote only, ``sNN`` in topological order, the last one local only.
+        id: ``s00`` remote only, ``sNN`` in topological order, the last one local only; ``mNN`` with several tensors.
         scope: the module that the split follows, as in the user's model; ``remote`` or ``local`` at the two ends.
         natural: carries strictly fewer values than the model's input tensor.
-        tensors: what crosses the wire; empty for local only.
+        tensors: what crosses the wire; empty for local only. One that is called as the bundle's ``edge_input`` is that
+            tensor itself, which no edge graph computes.
+        local_tasks: tasks that the edge answers, in the bundle's order: all for local only, none for remote only.
         edge_signature: signature of the edge file to run; ``None`` for remote only.
         server: the server graph's path in the bundle; ``None`` for local only.
         edge_macs: multiply-accumulates of the edge graph.
@@ -101,6 +111,7 @@ class Split:
     scope: str
     natural: bool
     tensors: Tuple[TensorSpec, ...]
+    local_tasks: Tuple[str, ...]
     edge_signature: Optional[str]
     server: Optional[str]
     edge_macs: int
@@ -158,7 +169,7 @@ class Bundle:
         splits: remote only first, local only last.
         artifacts: every file but the manifest.
         calibration: where the ranges come from.
-        golden: path of the ``.npz`` with uint8 ``images`` and float ``<task>`` outputs.
+        golden: path of the ``.npz`` with uint8 ``images``, prepared, and float ``<task>`` outputs.
         golden_tolerance: by task, largest |INT8 - float| that a machine's self-check may show.
         operators: by signature, the number of each operator, read from the edge file.
         notes: what the build changed and the user should know, one line each.
@@ -200,16 +211,28 @@ class Bundle:
                 return split
         raise unknown_split(split_id, [split.id for split in self.splits], "bundle")
 
+    def input_table(self) -> QuantisedTable:
+        """The edge graph's INT8 input of every pixel value.
+
+        Raises:
+            UserError: the edge input is not quantised.
+        """
+        scale, zero_point = self.edge_input.scale, self.edge_input.zero_point
+        if scale is None or zero_point is None:
+            raise UserError(f'the edge input is not quantised: scale "{scale}"', ["build the bundle again"])
+        return quantised_table(self.preprocessing, scale, zero_point)
+
     def served_name(self, split: Split) -> str:
         """The name under which the server offers a split's server half."""
         return f"{self.name}-{split.id}"
 
 
 def unknown_split(wanted: str, known: list[str], where: str) -> UserError:
-    """The error for a split id that is not there; names the nearest in number, else all."""
+    """The error for a split id that is not there; names the nearest in number of its kind, else all."""
     tries = [f"the {where} has: {', '.join(known)}"]
-    if wanted[1:].isdecimal():
-        nearest = min(known, key=lambda other: abs(int(other[1:]) - int(wanted[1:])))
+    alike = [other for other in known if other[0] == wanted[:1]]
+    if alike and wanted[1:].isdecimal():
+        nearest = min(alike, key=lambda other: abs(int(other[1:]) - int(wanted[1:])))
         tries.insert(0, f'"{nearest}" is the nearest')
     return UserError(f'unknown split "{wanted}"', tries)
 
@@ -251,6 +274,7 @@ def load_bundle(folder: Path) -> Bundle:
             ["build the bundle again with this version of splitboard"],
         )
     rebuild = ["copy the bundle again from where it was built", "build it again: splitboard build"]
+    _check_tasks(folder, bundle)
     for artifact in bundle.artifacts:
         path = folder / artifact.path
         if Path(artifact.path).is_absolute() or ".." in Path(artifact.path).parts:
@@ -264,3 +288,16 @@ def load_bundle(folder: Path) -> Bundle:
         if path.is_file() and path.relative_to(folder).as_posix() not in known:
             raise UserError(f'"{path}" is not in the manifest of the bundle', rebuild)
     return bundle
+
+
+def _check_tasks(folder: Path, bundle: Bundle) -> None:
+    """Every task must be answered by exactly one half of every split."""
+    tasks = {task.name for task in bundle.tasks}
+    for split in bundle.splits:
+        local = set(split.local_tasks)
+        if not local <= tasks or (local == tasks) != split.is_local or (local and split.is_remote):
+            raise UserError(
+                f'"{folder}" has split {split.id} answer "{", ".join(split.local_tasks)}" on the board, which does not '
+                "fit its tasks and halves",
+                ["build the bundle again: splitboard build"],
+            )

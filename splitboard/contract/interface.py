@@ -34,7 +34,7 @@ class Interface:
         bundle: sha256 of the manifest.
         split: id.
         inputs: the wire tensors.
-        outputs: one float32 ``[1, classes]`` tensor per task.
+        outputs: one float32 ``[1, classes]`` tensor per task that the edge does not answer, in the bundle's order.
     """
 
     model: str
@@ -56,7 +56,8 @@ class Interface:
 
 def interface(bundle: Bundle, bundle_sha256: str, split: Split) -> Interface:
     """The interface of a split's server half."""
-    outputs = tuple(TensorSpec(task.name, (1, len(task.labels)), "float32", "NC") for task in bundle.tasks)
+    remote = [task for task in bundle.tasks if task.name not in split.local_tasks]
+    outputs = tuple(TensorSpec(task.name, (1, len(task.labels)), "float32", "NC") for task in remote)
     return Interface(bundle.served_name(split), bundle_sha256, split.id, split.tensors, outputs)
 
 

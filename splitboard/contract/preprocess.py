@@ -1,19 +1,26 @@
 """From a source image to what the model takes: one implementation for the board, the host and the training.
 
-Every step is exact integer arithmetic carried by float32, so that all machines produce the same bytes:
+`prepare` resizes and crops, in the source's own channels: what remote only sends. `normalise` or `quantise` then bring
+the pixels to the model's channels, as real numbers or as INT8.
 
-* Resize is separable linear interpolation with an antialiasing triangle filter (as Pillow's ``BILINEAR``). The filter
-  weights are rounded to multiples of 1/256 that sum to one. A pixel is at most ``255 * 256 * 256 < 2**24`` in units of
-  2**-16, every partial sum is a smaller whole number, and float32 holds all of those exactly. So neither the order of
-  summation nor a fused multiply-add of some BLAS can change a bit.
-* Normalisation is a table of 256 entries per channel; quantisation is a table as well.
+All machines produce the same bytes, since nothing depends on the order of a sum or on how a machine rounds:
+
+* Resize is separable linear interpolation with an antialiasing triangle filter (as Pillow's ``BILINEAR``). The filter's
+  weights are ratios of whole numbers, rounded by whole-number division to multiples of 1/256 that sum to one.
+* They are applied in float32, which holds every number that occurs exactly: a pixel is at most
+  ``255 * 256 * 256 < 2**24`` in units of 2**-16, and every partial sum is a smaller whole number. So neither the order
+  of summation nor a fused multiply-add of some BLAS can change a bit.
+* Resizing to a shorter side and the centre crop round as torchvision's ``resize`` and ``center_crop`` do.
+* Normalisation is a table of 256 entries per channel, every entry one subtraction and two divisions of float64, which
+  IEEE 754 rounds correctly everywhere; quantisation is a table as well.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Tuple
+from typing import NamedTuple, Optional, Tuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +30,10 @@ from splitboard.contract.errors import UserError
 _STEPS = 256
 """Filter weights are multiples of one over this."""
 
+CHANNEL_ORDERS = ("RGB", "BGR")
+
+_Value = TypeVar("_Value", bound=np.generic)
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -31,9 +42,13 @@ class Preprocessing:
     Attributes:
         height: rows of the model's input.
         width: columns of the model's input.
-        source_channels: channels of the source image, 1 (grey) or 3 (RGB). What ``s00`` sends.
-        mean: per channel of the model's input, subtracted from ``pixel / 255``.
-        std: per channel of the model's input, divided by.
+        source_channels: channels of the source image, 1 (grey, repeated on all channels of the model) or 3 (RGB). What
+            ``s00`` sends.
+        mean: per channel of the model's input, in its order, subtracted from ``pixel / 255``.
+        std: per channel of the model's input, in its order, divided by.
+        resize_shorter: pixels that the image's shorter side is resized to, its aspect kept, before ``height`` x
+            ``width`` are cropped from the centre; ``None`` stretches the whole image to ``height`` x ``width``.
+        channel_order: ``RGB`` or ``BGR``, the order in which the model takes the channels.
     """
 
     height: int
@@ -41,8 +56,24 @@ class Preprocessing:
     source_channels: int
     mean: Tuple[float, ...]
     std: Tuple[float, ...]
+    resize_shorter: Optional[int] = None
+    channel_order: str = "RGB"
 
     def __post_init__(self) -> None:
+        self._check_size()
+        self._check_channels()
+
+    def _check_size(self) -> None:
+        if min(self.height, self.width) < 1:
+            raise UserError(f'preprocessing has height x width = "{self.height}x{self.width}"', ["give at least 1x1"])
+        if self.resize_shorter is not None and self.resize_shorter < max(self.height, self.width):
+            raise UserError(
+                f"preprocessing crops {self.height}x{self.width} from an image with resize_shorter = "
+                f'"{self.resize_shorter}"',
+                [f"resize_shorter = {max(self.height, self.width)} or more", "leave it out: the image is stretched"],
+            )
+
+    def _check_channels(self) -> None:
         if self.source_channels not in (1, 3):
             raise UserError(
                 f'preprocessing has source_channels = "{self.source_channels}"', ["use 1 for grey or 3 for RGB images"]
@@ -56,8 +87,14 @@ class Preprocessing:
             raise UserError(
                 'preprocessing turns "3" source channels into "1"', ["convert the images to grey beforehand"]
             )
-        if not all(value > 0 for value in self.std):
+        if not all(math.isfinite(value) for value in self.mean):
+            raise UserError(f'preprocessing has mean = "{self.mean}"', ["every mean is a number"])
+        if not all(0 < value < math.inf for value in self.std):
             raise UserError(f'preprocessing has std = "{self.std}"', ["every std is greater than 0"])
+        if self.channel_order not in CHANNEL_ORDERS:
+            raise UserError(
+                f'preprocessing has channel_order = "{self.channel_order}"', [f"use {' or '.join(CHANNEL_ORDERS)}"]
+            )
 
     @property
     def channels(self) -> int:
@@ -65,9 +102,23 @@ class Preprocessing:
         return len(self.mean)
 
     @property
+    def source_channel_of(self) -> Tuple[int, ...]:
+        """For every channel of the model's input, the channel of the source image that it shows."""
+        if self.source_channels == 1:
+            return (0,) * self.channels
+        return tuple("RGB".index(colour) for colour in self.channel_order)
+
+    @property
     def pixel_values(self) -> int:
-        """Values (= bytes) of one source image after resizing: the payload of remote only."""
+        """Values (= bytes) of one prepared image: the payload of remote only."""
         return self.height * self.width * self.source_channels
+
+    def resized(self, height: int, width: int) -> Tuple[int, int]:
+        """Rows and columns to which an image of ``height`` x ``width`` is resized, before the crop."""
+        if self.resize_shorter is None:
+            return self.height, self.width
+        shorter = min(height, width)
+        return self.resize_shorter * height // shorter, self.resize_shorter * width // shorter
 
     def normalisation(self) -> NDArray[np.float32]:
         """Returns the model's input value of every pixel value: ``[256, channels]``, float32."""
@@ -76,26 +127,54 @@ class Preprocessing:
         return values.astype(np.float32)
 
 
+class _Filter(NamedTuple):
+    """Interpolation of some target positions from some source positions.
+
+    Attributes:
+        weights: ``[targets, sources]``; whole numbers that sum to 256 in every row.
+        sources: the source positions that have a weight.
+    """
+
+    weights: NDArray[np.float32]
+    sources: slice
+
+
 @lru_cache(maxsize=32)
-def _filter(source: int, target: int) -> NDArray[np.float32]:
-    """Interpolation matrix ``[target, source]``; entries are whole numbers that sum to 256 in every row."""
-    scale = source / target
-    radius = max(scale, 1.0)
-    centres = (np.arange(target) + 0.5) * scale - 0.5
-    distance = np.abs(np.arange(source)[None, :] - centres[:, None]) / radius
-    exact = np.maximum(0.0, 1.0 - distance)
-    exact *= _STEPS / exact.sum(axis=1, keepdims=True)
-    weights = np.floor(exact)
-    # The largest remainders take what is missing; ties go to the left. All weights stay whole and non-negative.
-    for row, remainder, missing in zip(weights, exact - weights, (_STEPS - weights.sum(axis=1)).astype(int)):
-        row[np.argsort(-remainder, kind="stable")[:missing]] += 1
-    result: NDArray[np.float32] = weights.astype(np.float32)
-    result.setflags(write=False)
-    return result
+def _filter(source: int, target: int, wanted: range) -> _Filter:
+    """The filter from ``source`` to ``target`` positions, for those target positions that are wanted.
+
+    The weight of source *j* for target *i* falls linearly with the distance of the two centres in source pixels,
+    ``|j + 1/2 - (i + 1/2) * source / target|``, to 0 at ``max(source / target, 1)``. A common factor makes it whole.
+    """
+    i, j = np.asarray(wanted, np.int64)[:, None], np.arange(source, dtype=np.int64)[None, :]
+    nearness = np.maximum(0, 2 * max(source, target) - np.abs((2 * j + 1) * target - (2 * i + 1) * source))
+    weights, remainders = np.divmod(_STEPS * nearness, nearness.sum(axis=1, keepdims=True))
+    # The largest remainders take what is missing; ties go to the left.
+    largest_first = np.argsort(-remainders, axis=1, kind="stable")
+    for row, order, missing in zip(weights, largest_first, _STEPS - weights.sum(axis=1)):
+        row[order[:missing]] += 1
+    used = np.flatnonzero(weights.any(axis=0))
+    sources = slice(int(used[0]), int(used[-1]) + 1)
+    exact: NDArray[np.float32] = weights[:, sources].astype(np.float32)
+    exact.setflags(write=False)
+    return _Filter(exact, sources)
+
+
+def _resize_part(images: NDArray[np.uint8], size: Tuple[int, int], rows: range, columns: range) -> NDArray[np.uint8]:
+    """Some rows and columns of the images resized to ``size``; only what they need of the source is looked at."""
+    if images.shape[1:3] == size:
+        return np.ascontiguousarray(images[:, rows.start : rows.stop, columns.start : columns.stop])
+    _, height, width, _ = images.shape
+    vertical, horizontal = _filter(height, size[0], rows), _filter(width, size[1], columns)
+    planes = images[:, vertical.sources, horizontal.sources].transpose(0, 3, 1, 2).astype(np.float32)
+    # Whole numbers, in units of 2**-16.
+    summed: NDArray[np.float32] = np.matmul(np.matmul(vertical.weights, planes), horizontal.weights.T)
+    rounded = np.floor((summed + _STEPS * _STEPS / 2) / (_STEPS * _STEPS)).astype(np.uint8)
+    return np.ascontiguousarray(rounded.transpose(0, 2, 3, 1))
 
 
 def resize(images: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Resizes images to ``height`` x ``width``.
+    """Resizes images to ``height`` x ``width``, whatever their aspect.
 
     Args:
         images: ``[n, h, w, c]``, uint8.
@@ -105,26 +184,48 @@ def resize(images: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uin
     Returns:
         ``[n, height, width, c]``, uint8, contiguous; the same bytes on every machine.
     """
-    n, h, w, c = images.shape
-    if (h, w) == (height, width):
-        return np.ascontiguousarray(images)
-    rows, columns = _filter(h, height), _filter(w, width)
-    planes = images.transpose(0, 3, 1, 2).reshape(n * c, h, w).astype(np.float32)
-    summed: NDArray[np.float32] = np.matmul(np.matmul(rows, planes), columns.T)  # whole numbers, in units of 2**-16
-    rounded = np.floor((summed + _STEPS * _STEPS / 2) / (_STEPS * _STEPS)).astype(np.uint8)
-    return np.ascontiguousarray(rounded.reshape(n, c, height, width).transpose(0, 2, 3, 1))
+    return _resize_part(images, (height, width), range(height), range(width))
 
 
-def _look_up(pixels: NDArray[np.uint8], table: NDArray[np.generic]) -> NDArray[np.generic]:
-    """``table[pixel, channel]`` for every value of ``[n, h, w, source_channels]``; grey is repeated per channel."""
-    if pixels.shape[-1] == table.shape[1]:
-        columns = np.arange(table.shape[1])
-        return table[pixels, columns]
-    return np.take(table, pixels[..., 0], axis=0)  # half the time of table[pixels[..., 0]]
+def prepare(images: NDArray[np.uint8], spec: Preprocessing) -> NDArray[np.uint8]:
+    """Resizes and crops images as declared; their channels stay as they are.
+
+    Args:
+        images: ``[n, h, w, source_channels]``, uint8.
+        spec: the declared preprocessing.
+
+    Returns:
+        ``[n, height, width, source_channels]``, uint8, contiguous; the same bytes on every machine.
+    """
+    size = spec.resized(*images.shape[1:3])
+    # As torchvision's center_crop: half of what is left over, halves to the even number.
+    top, left = round((size[0] - spec.height) / 2), round((size[1] - spec.width) / 2)
+    return _resize_part(images, size, range(top, top + spec.height), range(left, left + spec.width))
+
+
+class QuantisedTable(NamedTuple):
+    """The INT8 input value of every pixel value.
+
+    Attributes:
+        values: ``[256, channels]``, int8.
+        source_channel_of: see `Preprocessing.source_channel_of`.
+    """
+
+    values: NDArray[np.int8]
+    source_channel_of: Tuple[int, ...]
+
+
+def _look_up(
+    pixels: NDArray[np.uint8], table: NDArray[_Value], source_channel_of: Tuple[int, ...], axis: int
+) -> NDArray[_Value]:
+    """``table[pixel, channel]`` for every channel of the model, its channels stacked along ``axis``."""
+    columns = np.ascontiguousarray(table.T)
+    channels = [np.take(column, pixels[..., source]) for column, source in zip(columns, source_channel_of)]
+    return np.stack(channels, axis=axis)
 
 
 def normalise(pixels: NDArray[np.uint8], spec: Preprocessing) -> NDArray[np.float32]:
-    """The model's float input of resized images.
+    """The model's float input of prepared images.
 
     Args:
         pixels: ``[n, height, width, source_channels]``, uint8.
@@ -133,19 +234,18 @@ def normalise(pixels: NDArray[np.uint8], spec: Preprocessing) -> NDArray[np.floa
     Returns:
         ``[n, channels, height, width]``, float32, contiguous.
     """
-    values = _look_up(pixels, spec.normalisation())
-    return np.ascontiguousarray(values.transpose(0, 3, 1, 2)).astype(np.float32, copy=False)
+    return _look_up(pixels, spec.normalisation(), spec.source_channel_of, axis=1)
 
 
-def quantised_table(spec: Preprocessing, scale: float, zero_point: int) -> NDArray[np.int8]:
-    """The INT8 input value of every pixel value, ``[256, channels]``: ``round(x / scale) + zero_point``, clamped."""
+def quantised_table(spec: Preprocessing, scale: float, zero_point: int) -> QuantisedTable:
+    """The INT8 input value of every pixel value: ``round(x / scale) + zero_point``, clamped."""
     values = np.rint(spec.normalisation().astype(np.float64) / scale) + zero_point
     clamped: NDArray[np.float64] = np.clip(values, -128, 127)
-    return clamped.astype(np.int8)
+    return QuantisedTable(clamped.astype(np.int8), spec.source_channel_of)
 
 
-def quantise(pixels: NDArray[np.uint8], table: NDArray[np.int8]) -> NDArray[np.int8]:
-    """The edge graph's INT8 input of resized images.
+def quantise(pixels: NDArray[np.uint8], table: QuantisedTable) -> NDArray[np.int8]:
+    """The edge graph's INT8 input of prepared images.
 
     Args:
         pixels: ``[n, height, width, source_channels]``, uint8.
@@ -154,4 +254,4 @@ def quantise(pixels: NDArray[np.uint8], table: NDArray[np.int8]) -> NDArray[np.i
     Returns:
         ``[n, height, width, channels]``, int8, contiguous.
     """
-    return np.ascontiguousarray(_look_up(pixels, table)).astype(np.int8, copy=False)
+    return _look_up(pixels, table.values, table.source_channel_of, axis=-1)

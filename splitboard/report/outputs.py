@@ -35,7 +35,7 @@ class SplitsOutput:
 
     Attributes:
         model_sha256: of ``model.onnx``.
-        splits: remote only first, local only last.
+        splits: remote only, single-tensor cuts, local only, then multi-tensor cuts; with a filter cuts only.
     """
 
     model_sha256: str
@@ -57,6 +57,7 @@ class BuildOutput:
         accelerated_partitions: by signature, the parts that this machine's accelerator takes over; 1 is all at once,
             null says that something lies outside.
         float_error: by split and output, how far server(edge(x)) is from the whole.
+        reasons: by split, why it was picked where that was done automatically.
         warnings: what the user should know.
     """
 
@@ -69,6 +70,7 @@ class BuildOutput:
     operators: dict[str, dict[str, int]]
     accelerated_partitions: dict[str, int | None]
     float_error: dict[str, dict[str, float]]
+    reasons: dict[str, str]
     warnings: tuple[str, ...]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
-from splitboard.contract.bundle import Bundle
+from splitboard.contract.bundle import Bundle, Split
 from splitboard.contract.errors import Inconclusive, UserError
 from splitboard.contract.record import FLOAT_REFERENCE, RunRecord
 from splitboard.report.accuracy import TaskComparison, compare
@@ -140,10 +140,12 @@ class Summary:
     Attributes:
         splits: remote first, then in the order of the ids, local last.
         comparisons: accuracy in detail, per split and task.
+        places: by split, its scope, and the tasks that the board answers where both halves answer some.
     """
 
     splits: tuple[SplitResult, ...]
     comparisons: tuple[TaskComparison, ...]
+    places: dict[str, str]
 
 
 def result_json(result: object, indent: int | None = None) -> str:
@@ -174,7 +176,14 @@ def summarise(records: Sequence[RunRecord], bundle: Bundle | None) -> Summary:
         compared = compare(record, reference, names)
         splits.append(_split_result(record, compared, bundle.split(record.split).natural if bundle else None))
         comparisons.extend(compared)
-    return Summary(tuple(splits), tuple(comparisons))
+    places = {record.split: _place(record.scope, bundle.split(record.split) if bundle else None) for record in runs}
+    return Summary(tuple(splits), tuple(comparisons), places)
+
+
+def _place(scope: str, split: Split | None) -> str:
+    if split is None or split.is_local or not split.local_tasks:
+        return scope
+    return f"{scope} ({', '.join(split.local_tasks)} on the board)"
 
 
 def demo_result(summary: Summary, report: str) -> DemoResult:

@@ -98,7 +98,7 @@ def _name_columns(summary: Summary) -> list[Column]:
     marks = ["*" if split.inconclusive else "" for split in summary.splits]
     return [
         Column("split", "", tuple(split.id + mark for split, mark in zip(summary.splits, marks, strict=True)), False),
-        Column("scope", "", tuple(split.scope for split in summary.splits), False),
+        Column("scope", "", tuple(summary.places[split.id] for split in summary.splits), False),
     ]
 
 

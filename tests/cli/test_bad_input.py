@@ -267,7 +267,7 @@ WRONG = {
     # measurements
     "bench a changed bundle": Wrong(bench("bundle.changed"), "edge.int8.tflite", "splitboard build"),
     "bench an extra file": Wrong(bench("bundle.extra"), "s99.onnx", "splitboard build"),
-    "bench an unknown split": Wrong(bench("bundle", "--split", "s99"), "s99", '"s08"'),
+    "bench an unknown split": Wrong(bench("bundle", "--split", "s99"), "s99", '"s09"'),
     "no such server": Wrong(
         bench("bundle", "--server", "http://127.0.0.1:1"), "http://127.0.0.1:1", "splitboard serve"
     ),

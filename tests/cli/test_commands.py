@@ -82,7 +82,7 @@ def test_build_bench_report(
 def test_local_only_needs_no_server(
     tiny_bundle: Path, tiny_samples: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    argv = ["bench", str(tiny_bundle), "--data", str(tiny_samples), "-o", str(tmp_path / "r.jsonl"), "--split", "s08"]
+    argv = ["bench", str(tiny_bundle), "--data", str(tiny_samples), "-o", str(tmp_path / "r.jsonl"), "--split", "s09"]
     (local,) = output(capfd, "bench-output", *argv, "--limit", "20", "--server", "http://127.0.0.1:9")["splits"]
     assert (local["kind"], local["payload_bytes"], local["link_ms_p50"]) == ("local", 0, 0.0)
 

@@ -6,9 +6,12 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
+import onnx
+import onnx.reference
 import pytest
 
-from splitboard.contract.bundle import bundle_sha256, load_bundle
+from splitboard.contract.bundle import TensorSpec, bundle_sha256, load_bundle, unknown_split
 from splitboard.contract.errors import UserError
 
 
@@ -78,6 +81,50 @@ def test_an_unknown_split_names_the_nearest(tiny_bundle: Path) -> None:
         load_bundle(tiny_bundle).split("s04")
     assert 'unknown split "s04"' in error.value.message
     assert error.value.tries[0] in ('"s03" is the nearest', '"s05" is the nearest')
+
+
+def test_the_nearest_is_of_the_same_kind() -> None:
+    known = ["s00", "s03", "m01", "s09"]
+    assert unknown_split("s01", known, "bundle").tries[0] == '"s00" is the nearest'
+    assert unknown_split("m09", known, "bundle").tries[0] == '"m01" is the nearest'
+    assert unknown_split("x03", known, "bundle").tries == ("the bundle has: s00, s03, m01, s09",)
+
+
+@pytest.mark.parametrize(
+    ("number", "local"),
+    [
+        (0, ["shape"]),  # remote only has no edge half
+        (1, ["weight"]),  # no task of the bundle
+        (1, ["shape", "colour"]),  # nothing is left to the server
+        (-1, ["shape"]),  # nobody answers the other
+    ],
+)
+def test_a_task_that_no_half_or_that_both_answer_is_refused(copy: Path, number: int, local: list[str]) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["splits"][number]["local_tasks"] = local
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=rf'split {manifest["splits"][number]["id"]} answer "{", ".join(local)}"'):
+        load_bundle(copy)
+
+
+def test_the_ends_answer_all_and_nothing(tiny_bundle: Path) -> None:
+    splits = load_bundle(tiny_bundle).splits
+    assert [split.local_tasks for split in splits] == [(), (), (), ("shape", "colour")]
+
+
+@pytest.mark.parametrize(("dtype", "zero_point"), [("int8", -7), ("uint8", 130)])
+def test_real_values_are_onnxs_dequantize_linear(dtype: str, zero_point: int) -> None:
+    stored = np.arange(256).astype(dtype).reshape(1, 256)
+    spec = TensorSpec("x", (1, 256), dtype, "NC", 0.0123, zero_point)
+    node = onnx.helper.make_node("DequantizeLinear", ["x", "scale", "zero_point"], ["y"])
+    inputs = {"x": stored, "scale": np.float32(0.0123), "zero_point": np.array(zero_point, dtype)}
+    (expected,) = onnx.reference.ReferenceEvaluator(node).run(None, inputs)
+    np.testing.assert_array_equal(spec.real(stored), expected, strict=True)
+
+
+def test_real_values_without_a_scale_are_those_stored() -> None:
+    stored = np.array([[1.5, -2.25]], np.float32)
+    np.testing.assert_array_equal(TensorSpec("x", (1, 2), "float32", "NC").real(stored), stored, strict=True)
 
 
 def test_payloads_are_the_tensors_bytes(tiny_bundle: Path) -> None:

@@ -12,11 +12,12 @@ from ai_edge_litert.tools import flatbuffer_utils
 from conftest import synthetic_images
 from onnx import TensorProto, helper, numpy_helper
 
+from export.choice import choose
 from export.graph import Graph
 from export.model import Model, load_model
 from export.reference import reference_session
 from export.replay import Replay, shared_constants
-from export.splits import choose_splits, list_splits
+from export.splits import list_splits
 from export.tflite import _all_values, convert, onnx_name
 from splitboard.contract.errors import UserError
 from splitboard.contract.preprocess import normalise, resize
@@ -34,8 +35,8 @@ def samples(model: Model) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def content(model: Model, samples: np.ndarray) -> bytes:
-    points = list_splits(model.graph, model.info.scopes, model.info.preprocessing)
-    signatures = {p.id: [p.tensor] for p in choose_splits(points, "blocks.0,blocks.1") if p.tensor}
+    chosen = choose(model, list_splits(model), "blocks.0,blocks.1")
+    signatures = {choice.point.id: choice.cut.crossing for choice in chosen}
     return convert(model.graph, {**signatures, "local": model.graph.outputs}, samples[:1])
 
 

@@ -123,6 +123,7 @@ def synthetic_bundle() -> Bundle:
                 scope=scope,
                 natural=split != "s01",
                 tensors=(tensor,) if shape else (),
+                local_tasks=() if shape else tuple(TASKS),
                 edge_signature=None if scope == "remote" else split,
                 server=None if scope == "local" else f"server/{split}.onnx",
                 edge_macs=int(edge_ms * 28e6),

@@ -140,6 +140,15 @@ def test_a_bar_is_as_long_as_the_median_of_the_whole(records: list[RunRecord]) -
     assert [segment.name for segment in latency_bars(summary.splits)[-1].segments] == ["pre", "edge", "post"]
 
 
+def test_heads_on_the_board_are_named(records: list[RunRecord], bundle: Bundle) -> None:
+    assert "on the board)" not in render_page(records, bundle, "splitboard bench")
+    splits = tuple(
+        replace(split, local_tasks=("cell_type",)) if split.id == "s09" else split for split in bundle.splits
+    )
+    page = render_page(records, replace(bundle, splits=splits), "splitboard bench")
+    assert "after backbone.blocks.6 (cell_type on the board)" in page
+
+
 def test_nothing_half_written_is_left(tmp_path: Path, records: list[RunRecord], bundle: Bundle) -> None:
     target = tmp_path / "new" / "report.html"
     write_report(target, records, bundle, COMMAND)

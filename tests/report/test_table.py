@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from splitboard.contract.bundle import Bundle
 from splitboard.contract.record import RunRecord
 from splitboard.report.results import summarise
 from splitboard.report.table import markdown_table, print_results
@@ -88,3 +89,12 @@ def test_markdown_has_one_row_per_split(records: list[RunRecord]) -> None:
     assert len(rows) == 2 + 6
     assert {row.count("|") for row in rows} == {rows[0].count("|")}
     assert rows[1].startswith("| :--- | :--- | ---: |")
+
+
+def test_heads_on_the_board_are_named_with_the_scope(records: list[RunRecord], bundle: Bundle) -> None:
+    splits = tuple(replace(split, local_tasks=("defect",)) if split.id == "s09" else split for split in bundle.splits)
+    summary = summarise(records, replace(bundle, splits=splits))
+    table = markdown_table(summary)
+    assert "| backbone.blocks.6 (defect on the board) |" in table
+    assert table.count("on the board") == 1
+    assert "on the board" not in markdown_table(summarise(records, None))

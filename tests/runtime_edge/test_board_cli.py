@@ -31,6 +31,12 @@ def pyz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_zipapp(tmp_path_factory.mktemp("app"))
 
 
+@pytest.fixture(scope="module")
+def local(tiny_bundle: Path) -> str:
+    """The id of local only."""
+    return load_bundle(tiny_bundle).splits[-1].id
+
+
 def run(pyz: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-I", str(pyz), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=120)
@@ -104,20 +110,20 @@ def check_answer(answer: dict[str, Any], labels: list[str]) -> None:
 
 
 def test_bench_writes_records(
-    pyz: Path, tiny_bundle: Path, tiny_samples: Path, server: Running, tmp_path: Path
+    pyz: Path, tiny_bundle: Path, tiny_samples: Path, server: Running, tmp_path: Path, local: str
 ) -> None:
     out = tmp_path / "runs/board.jsonl"
     data = ("--bundle", tiny_bundle, "--data", tiny_samples, "--server", server.url, "--out", out, "--limit", 5)
-    done = run(pyz, "bench", *data, "--splits", "s08, s00", "--warmup", 1, "--emulated", "--board", "rpi5")
+    done = run(pyz, "bench", *data, "--splits", f"{local}, s00", "--warmup", 1, "--emulated", "--board", "rpi5")
     assert (done.returncode, done.stdout, said(done)) == (0, "", "")
     found = read_records(out)
-    assert [record.split for record in found] == ["s00", "s08"]
+    assert [record.split for record in found] == ["s00", local]
     assert {(r.board, r.emulated, r.n_warmup, r.threads) for r in found} == {("rpi5", True, 1, 1)}
     assert found[0].energy_reason == "energy was not asked for (--energy)"
     assert len(found[0].total_ns) == 5
 
 
-def test_refusals(pyz: Path, tiny_bundle: Path, tiny_samples: Path, tmp_path: Path) -> None:
+def test_refusals(pyz: Path, tiny_bundle: Path, tiny_samples: Path, tmp_path: Path, local: str) -> None:
     bench = ["bench", "--bundle", tiny_bundle, "--data", tiny_samples, "--out", tmp_path / "runs.jsonl"]
     cases: list[tuple[list[Any], str]] = [
         ([], "error: the following arguments are required: VERB"),
@@ -125,13 +131,13 @@ def test_refusals(pyz: Path, tiny_bundle: Path, tiny_samples: Path, tmp_path: Pa
         ([*bench, "--warmup", "many"], "invalid int value: 'many'"),
         ([*bench, "--warmup", "-1"], '--warmup is "-1"'),
         ([*bench, "--limit", "0"], '--limit is "0"'),
-        ([*bench, "--splits", "s08", "--threads", "0"], 'threads is "0"'),
+        ([*bench, "--splits", local, "--threads", "0"], 'threads is "0"'),
         ([*bench, "--splits", "s99"], 'unknown split "s99"'),
         ([*bench], 'no server given for "s00, s03, s05"'),
         ([*bench, "--server", "http://127.0.0.1:9"], 'no server at "http://127.0.0.1:9"'),
         ([*bench, "--server", "here"], '"here" is not an address of a server'),
         (["selfcheck", "--bundle", tmp_path], "is not a bundle"),
-        (["run", "--bundle", tiny_bundle, "--data", tmp_path / "no.npz", "--split", "s08"], "no images at"),
+        (["run", "--bundle", tiny_bundle, "--data", tmp_path / "no.npz", "--split", local], "no images at"),
     ]
     for arguments, words in cases:
         done = run(pyz, *arguments)
@@ -142,8 +148,8 @@ def test_refusals(pyz: Path, tiny_bundle: Path, tiny_samples: Path, tmp_path: Pa
     assert not list(tmp_path.iterdir())
 
 
-def test_interrupted(pyz: Path, tiny_bundle: Path, tiny_samples: Path, tmp_path: Path) -> None:
-    arguments = ["bench", "--bundle", tiny_bundle, "--data", tiny_samples, "--splits", "s08", "--warmup", "100000000"]
+def test_interrupted(pyz: Path, tiny_bundle: Path, tiny_samples: Path, tmp_path: Path, local: str) -> None:
+    arguments = ["bench", "--bundle", tiny_bundle, "--data", tiny_samples, "--splits", local, "--warmup", "100000000"]
     command = [sys.executable, "-I", str(pyz), *map(str, arguments), "--out", str(tmp_path / "runs.jsonl")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     if process.stderr is None:
@@ -156,9 +162,9 @@ def test_interrupted(pyz: Path, tiny_bundle: Path, tiny_samples: Path, tmp_path:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_reader_that_goes_away(pyz: Path, tiny_bundle: Path, tiny_samples: Path) -> None:
+def test_a_reader_that_goes_away(pyz: Path, tiny_bundle: Path, tiny_samples: Path, local: str) -> None:
     command = [sys.executable, "-I", str(pyz), "run", "--bundle", str(tiny_bundle), "--data", str(tiny_samples)]
-    command += ["--split", "s08"]
+    command += ["--split", local]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         if process.stdout is None or process.stderr is None:
             raise RuntimeError("the outputs are not piped")
@@ -168,8 +174,10 @@ def test_a_reader_that_goes_away(pyz: Path, tiny_bundle: Path, tiny_samples: Pat
     assert "Traceback" not in errors
 
 
-def test_the_bar_is_for_terminals_only(pyz: Path, tiny_bundle: Path, tiny_samples: Path, tmp_path: Path) -> None:
-    arguments = ["bench", "--bundle", tiny_bundle, "--data", tiny_samples, "--splits", "s08", "--limit", "4"]
+def test_the_bar_is_for_terminals_only(
+    pyz: Path, tiny_bundle: Path, tiny_samples: Path, tmp_path: Path, local: str
+) -> None:
+    arguments = ["bench", "--bundle", tiny_bundle, "--data", tiny_samples, "--splits", local, "--limit", "4"]
     master, terminal = pty.openpty()
     command = [sys.executable, "-I", str(pyz), *map(str, arguments), "--out", str(tmp_path / "runs.jsonl")]
     process = subprocess.Popen(command, stderr=terminal)

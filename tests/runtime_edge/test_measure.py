@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from runtime_edge.litert import LiteRtEngine
 from runtime_edge.measure import Conditions, Timings, check_spans, measure, records, rotated
 from runtime_edge.meters import FakeMeter, NoMeter
 from runtime_edge.pipeline import Inference, Pipeline
+from runtime_edge.selfcheck import selfcheck
 from splitboard.contract.bundle import Bundle, Split, bundle_sha256, load_bundle
 from splitboard.contract.errors import Inconclusive, UserError
 from splitboard.contract.preprocess import resize
@@ -136,6 +138,34 @@ def test_the_time_of_the_engine_is_in_its_span(bundle: Bundle, samples: Samples)
         one = local_pipeline(bundle, engine).infer(bundle.splits[-1], samples.images[0])
     assert one.spans_ns is not None
     assert 20_000_000 <= one.spans_ns[SPANS.index("edge")] <= one.total_ns
+
+
+def test_the_engine_gets_the_declared_crop(bundle: Bundle, samples: Samples) -> None:
+    seen: list[Any] = []
+
+    def run(split: Split, image: Any) -> dict[str, Any]:
+        seen.append(image)
+        return {"shape": np.zeros((1, 2), np.float32), "colour": np.zeros((1, 3), np.float32)}
+
+    spec, wide = replace(bundle.preprocessing, resize_shorter=34), samples.images[0][:, 3:33]
+    with FakeEngine(bundle, bundle.splits, run) as engine:
+        local_pipeline(replace(bundle, preprocessing=spec), engine).infer(bundle.splits[-1], wide)
+    pixels = resize(wide[None], 45, 34)[
+        :, 6:38, 1:33
+    ]  # 34 * 40 / 30 rows, of which 6.5 are cut off, to the even number
+    real = (pixels / 255.0 - np.array(spec.mean)) / np.array(spec.std)
+    stored = np.rint(real / float(bundle.edge_input.scale or 0)) + int(bundle.edge_input.zero_point or 0)
+    np.testing.assert_array_equal(seen, [np.clip(stored, -128, 127).astype(np.int8)])
+
+
+def test_golden_images_are_prepared_already(tiny_bundle: Path, bundle: Bundle, tmp_path: Path) -> None:
+    spec = replace(bundle.preprocessing, resize_shorter=40)  # would cut them again
+    with LiteRtEngine(tiny_bundle, bundle, bundle.splits[-1:]) as engine:
+        found = selfcheck(tiny_bundle, replace(bundle, preprocessing=spec), engine)
+        assert found.passed
+        assert max(found.error.values()) > 0
+        with pytest.raises(UserError, match=r'has uint8 images of "\[32, 32, 1\]"'):
+            selfcheck(tiny_bundle, replace(bundle, preprocessing=replace(spec, height=31)), engine)
 
 
 def test_a_split_that_needs_a_server_says_so(bundle: Bundle) -> None:

@@ -4,28 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
-import venv
 from pathlib import Path
 
-import pytest
-
 from boards.zipapp import build_zipapp
-
-# The last release; its wheels are for Python 3.11 and older and were built against numpy 1.
-PACKAGES = ["tflite-runtime==2.14.0", "numpy<2"]
-
-
-@pytest.fixture(scope="module")
-def old_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tflite-runtime")
-    venv.create(folder, with_pip=True)
-    python = folder / "bin" / "python"
-    argv = [str(python), "-m", "pip", "install", "--quiet", "--only-binary=:all:", *PACKAGES]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"no tflite-runtime wheel for Python {sys.version_info[0]}.{sys.version_info[1]} here")
-    return python
 
 
 def test_the_bundle_passes_its_self_check_in_tflite_runtime(

@@ -1,0 +1,193 @@
+"""Any trained model becomes a model folder: read, cleaned, checked against its source, outputs named after tasks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import ModelProto, TensorProto, helper
+
+from export import checkpoint, onnx_file
+from export.checks import check_clean
+from export.clean import Cleaned, clean
+from export.exported import Exported, ExportRequest, Results, Samples
+from export.graph import Graph
+from export.inputs import find_image, input_spec
+from export.metadata import describe
+from export.model import MODEL_JSON, MODEL_ONNX, SCHEMA_VERSION, ModelInfo
+from export.naming import numbered_sequences, rename_outputs, task_names
+from export.reference import Parity, parity, reference_session
+from export.spec import ModelSpec
+from splitboard.contract.bundle import Task, file_sha256
+from splitboard.contract.decode import to_json
+from splitboard.contract.errors import SplitboardError, UserError
+from splitboard.contract.folder import new_folder
+
+PARITY_LIMIT = 1e-4
+"""Largest max |onnx - source| / max |source| per output. Two float32 convolution libraries differ by about 1e-6."""
+
+
+def export_model(request: ExportRequest, target: Path) -> ModelInfo:
+    """Exports a model.
+
+    Args:
+        request: what, and how it is declared.
+        target: the model folder to write.
+
+    Returns:
+        What was written to ``model.json``.
+
+    Raises:
+        UserError: the source, the factory, the inputs, the spec or the names do not fit.
+        SplitboardError: the cleaned graph differs from its source.
+    """
+    _check_source(request)
+    exported = _read(request)
+    image = None if request.spec is None else find_image(exported.inputs, request.spec.preprocessing)
+    names = task_names(list(exported.results), request.tasks)
+    ends = exported.model.graph.output
+    rename_outputs(exported.model, dict(zip([value.name for value in ends], names.values(), strict=True)))
+    for value, found in zip(ends, exported.results.values(), strict=True):
+        value.CopyFrom(helper.make_tensor_value_info(value.name, TensorProto.FLOAT, found.shape[1:]))
+    exported = replace(exported, results={names[name]: found for name, found in exported.results.items()})
+    check_results(exported.results)
+    cleaned = clean(exported.model)
+    check_clean(cleaned.model, cleaned.scopes)
+    measured = compare(cleaned.model, exported.samples, exported.results)
+    return _write(request, exported, cleaned, measured, image, target)
+
+
+def _check_source(request: ExportRequest) -> None:
+    known = (*checkpoint.SUFFIXES, onnx_file.SUFFIX)
+    if not request.source.is_file():
+        raise UserError(f'there is no checkpoint at "{request.source}"', ["check the path", "splitboard train --help"])
+    if request.source.suffix not in known:
+        raise UserError(
+            f'checkpoint "{request.source.name}" has the suffix "{request.source.suffix}"',
+            [f"supported: {', '.join(known)}"],
+        )
+    if request.spec is not None and request.factory is not None:  # before the seconds that the export takes
+        asked = [input_spec(one.name or "", one.shape, one.dtype or "float32") for one in request.inputs]
+        find_image(asked, request.spec.preprocessing)
+
+
+def _read(request: ExportRequest) -> Exported:
+    if request.source.suffix == onnx_file.SUFFIX:
+        return onnx_file.read_onnx(request)
+    return checkpoint.export_torch(request)
+
+
+def check_results(results: Results) -> None:
+    """Refuses a source whose own results cannot be compared.
+
+    Raises:
+        UserError: names the output that is not finite.
+    """
+    for name, values in results.items():
+        if not np.isfinite(values).all():
+            raise UserError(
+                f'the output "{name}" is not finite on values from -1 to 1',
+                ["check the weights", "take logarithms and divisions out of the model, or bound their arguments"],
+            )
+
+
+def compare(model: ModelProto, samples: Samples, results: Results) -> dict[str, Parity]:
+    """How near each output is to what the source computes, over all samples.
+
+    Args:
+        model: the cleaned graph.
+        samples: by input.
+        results: of the source, by output.
+
+    Raises:
+        SplitboardError: one differs by more than `PARITY_LIMIT`.
+    """
+    session = reference_session(model)
+    names = list(results)
+    count = len(next(iter(results.values())))
+    runs = [session.run(names, {name: values[i] for name, values in samples.items()}) for i in range(count)]
+    found = {}
+    for index, name in enumerate(names):
+        found[name] = parity(np.stack([run[index] for run in runs]), results[name])
+        if not found[name].relative <= PARITY_LIMIT:  # also refuses NaN
+            raise SplitboardError(
+                f'output "{name}" of the exported graph differs from its source by "{found[name].relative:.2e}"'
+            )
+    return found
+
+
+def _write(
+    request: ExportRequest,
+    exported: Exported,
+    cleaned: Cleaned,
+    measured: Mapping[str, Parity],
+    image: str | None,
+    target: Path,
+) -> ModelInfo:
+    graph = Graph(cleaned.model)
+    tasks = tasks_of(graph, request.spec)
+    preprocessing = None if request.spec is None else request.spec.preprocessing
+    tools = {**exported.tool_versions, **{tool: version(tool) for tool in ("onnx", "onnxscript", "onnxsim")}}
+    describe(
+        graph.model,
+        {
+            "checkpoint_sha256": exported.source_sha256,
+            "tasks": json.dumps({task.name: task.labels for task in tasks}),
+            "preprocessing": json.dumps(None if preprocessing is None else asdict(preprocessing)),
+            "tools": json.dumps(tools),
+        },
+    )
+    sequences = exported.sequences
+    with new_folder(target, MODEL_JSON) as folder:
+        onnx.save(graph.model, folder / MODEL_ONNX)
+        info = ModelInfo(
+            schema_version=SCHEMA_VERSION,
+            name=request.name,
+            model_sha256=file_sha256(folder / MODEL_ONNX),
+            checkpoint_sha256=exported.source_sha256,
+            tasks=tasks,
+            inputs=exported.inputs,
+            image=image,
+            preprocessing=preprocessing,
+            scopes=dict(cleaned.scopes),
+            sequences=numbered_sequences(cleaned.scopes.values()) if sequences is None else sequences,
+            changes=(*exported.changes, *cleaned.changes),
+            parity=dict(measured),
+            tool_versions=tools,
+        )
+        (folder / MODEL_JSON).write_text(to_json(info, indent=1) + "\n", encoding="utf-8")
+    return info
+
+
+def tasks_of(graph: Graph, spec: ModelSpec | None) -> tuple[Task, ...]:
+    """The tasks with their class names, numbered where none are declared.
+
+    Classes lie along the last dimension, in dense outputs ``[1, classes, h, w]`` along the second.
+
+    Raises:
+        UserError: the spec labels an unknown task, or another number of classes.
+    """
+    labels = {} if spec is None else spec.labels
+    unknown = labels.keys() - set(graph.outputs)
+    if unknown:
+        raise UserError(
+            f'the model spec labels the task "{sorted(unknown)[0]}"',
+            [f"the model's tasks are: {', '.join(graph.outputs)}"],
+        )
+    tasks = []
+    for output in graph.outputs:
+        shape = graph.shapes[output]
+        classes = (*shape, 1)[1 if len(shape) == 4 else max(len(shape) - 1, 0)]
+        named = labels.get(output, tuple(str(index) for index in range(classes)))
+        if len(named) != classes:
+            raise UserError(
+                f'task "{output}" has "{len(named)}" labels, the model has {classes} classes',
+                [f"name {classes} classes in the model spec", "or none, and they are numbered"],
+            )
+        tasks.append(Task(output, named))
+    return tuple(tasks)
