@@ -95,9 +95,7 @@ def _run_child(request: ExportRequest, source: Path, work: Path) -> None:
         "trust_pickle": request.trust_pickle,
         "out": str(work),
     }
-    done = subprocess.run(
-        [sys.executable, "-I", str(_CHILD)], input=json.dumps(asked), capture_output=True, text=True, check=False
-    )
+    done = start_child(json.dumps(asked))
     if done.returncode == EXIT_USER_ERROR:
         error = json.loads((work / "error.json").read_text(encoding="utf-8"))
         raise UserError(error["message"], error["tries"])
@@ -105,9 +103,7 @@ def _run_child(request: ExportRequest, source: Path, work: Path) -> None:
         raise SplitboardError(f'the export process ended with "{done.returncode}": {done.stderr.strip()[-2000:]}')
 
 
-def _parity(model, reference):  # type: ignore[no-untyped-def]  # until tests/export/test_cut.py takes compare itself
-    from export.exporter import compare
-
-    image = model.graph.input[0].name
-    outputs = {key.removeprefix("output."): value for key, value in reference.items() if key != "input"}
-    return compare(model, {image: reference["input"]}, outputs)
+def start_child(request: str) -> subprocess.CompletedProcess[str]:
+    """Runs the child on one request."""
+    argv = [sys.executable, "-I", str(_CHILD)]
+    return subprocess.run(argv, input=request, capture_output=True, text=True, check=False)

@@ -18,12 +18,12 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 from export import child_program as programs
 from export import child_weights as weights
 from export.child_refusals import Refused, first_line, place, running_module, user_line
 
-sys.path.pop(0)
+sys.path.pop()
 for _name in [name for name in sys.modules if name.partition(".")[0] == "export"]:
     del sys.modules[_name]  # theirs may be called so
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ MAX_BYTES = (1 << 31) - 1
 _STATE_DICT = "save a state dict: torch.save(model.state_dict(), path), or a .safetensors file"
 _SAME_MODEL = "export with the --model that this checkpoint was trained with"
 _MAX_DEPTH = 4
-_COMPILED = "._orig_mod."
+_COMPILED = "_orig_mod"
 """torch.compile puts this in front of the compiled module's own names, wherever in the model it is."""
 
 
@@ -112,12 +111,14 @@ class _Candidate:
         prefix: in front of the model's own names, with its dot.
         own: what lies under the prefix, by the model's own names.
         other: keys that lie elsewhere or hold no tensor.
+        compiled: whether parts of the model were compiled, which is taken out of the names.
     """
 
     where: tuple[str, ...]
     prefix: str
     own: Mapping[str, Any]
     other: tuple[str, ...]
+    compiled: bool
 
     def __str__(self) -> str:
         parts = [f'under "{".".join(self.where)}"'] if self.where else []
@@ -187,16 +188,30 @@ def _candidates(loaded: Any, names: frozenset[str]) -> Iterator[_Candidate]:
         if id(one) in seen:  # one dictionary under two names
             continue
         seen.add(id(one))
-        values = {str(key).replace(_COMPILED, "."): value for key, value in one.items()}
-        prefixes: Counter[str] = Counter()
-        for key in values:
-            parts = key.split(".")
-            prefixes.update(".".join([*parts[:i], ""]) for i in range(len(parts)) if ".".join(parts[i:]) in names)
+        values = {str(key): value for key, value in one.items()}
+        prefixes = dict.fromkeys(prefix for key in values for prefix in _prefixes(key, names))
         for prefix in prefixes or [""]:
-            under = {key[len(prefix) :]: value for key, value in values.items() if key.startswith(prefix)}
-            own = {key: value for key, value in under.items() if isinstance(value, torch.Tensor) or key in names}
-            other = [key for key in values if not key.startswith(prefix) or key[len(prefix) :] not in own]
-            yield _Candidate(where, prefix, own, tuple(other))
+            own, other = {}, []
+            for key, value in values.items():
+                name = _without_compiled(key[len(prefix) :])
+                if key.startswith(prefix) and (isinstance(value, torch.Tensor) or name in names):
+                    own[name] = value
+                else:
+                    other.append(key)
+            compiled = any(f"{prefix}{name}" not in values for name in own)
+            yield _Candidate(where, prefix, own, tuple(other), compiled)
+
+
+def _without_compiled(key: str) -> str:
+    return ".".join(part for part in key.split(".") if part != _COMPILED)
+
+
+def _prefixes(key: str, names: frozenset[str]) -> Iterator[str]:
+    """What stands before one of the names at the end of a key."""
+    parts = key.split(".")
+    for i, part in enumerate(parts):
+        if part != _COMPILED and _without_compiled(".".join(parts[i:])) in names:
+            yield ".".join([*parts[:i], ""])
 
 
 def _misfit(model: nn.Module, groups: list[frozenset[str]], candidate: _Candidate) -> str | None:
@@ -220,6 +235,7 @@ def _misfit(model: nn.Module, groups: list[frozenset[str]], candidate: _Candidat
 def _found(candidate: _Candidate) -> list[str]:
     parts = [f'state dict found under "{".".join(candidate.where)}"'] if candidate.where else []
     parts += [f'prefix "{candidate.prefix}" taken off its keys'] if candidate.prefix else []
+    parts += [f'"{_COMPILED}." of torch.compile taken out of its keys'] if candidate.compiled else []
     if candidate.other:
         names = ", ".join(candidate.other[:3]) + (", ..." if len(candidate.other) > 3 else "")
         parts.append(f"{len(candidate.other)} entries outside of it left out: {names}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,8 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, TensorProto, ValueInfoProto, external_data_helper, helper
 
 from export.checks import check_ends, check_finite, check_operators
+from export.child_program import N_SAMPLES
+from export.child_weights import MAX_BYTES
 from export.exported import Exported, ExportRequest, Results, Samples
 from export.inputs import InputRequest, check_batch, fix_inputs, input_spec
 from export.opset import opset_of
@@ -25,9 +27,6 @@ from splitboard.contract.errors import UserError
 SUFFIX = ".onnx"
 OLDEST_OPSET = 13
 """From here on the axes of ``Squeeze`` and its like are inputs, and quantisation is per axis."""
-
-MAX_BYTES = (1 << 31) - 1
-N_SAMPLES = 4
 
 
 def read_onnx(request: ExportRequest) -> Exported:
@@ -81,8 +80,9 @@ def _read(path: Path) -> tuple[ModelProto, str]:
                 f"onnx.save(onnx.version_converter.convert_version(onnx.load(path), {OLDEST_OPSET}), new_path)",
             ],
         )
-    data = _external_files(path, model)
-    _check_size(path, sum(map(_n_bytes, _tensors(model.graph))))
+    tensors = [tensor for part in (model.graph, *model.functions) for tensor in _tensors(part)]
+    data = _external_files(path, tensors)
+    _check_size(path, sum(map(_n_bytes, tensors)))
     try:
         external_data_helper.load_external_data_for_model(model, str(path.parent))
         for value in model.graph.output:
@@ -105,13 +105,14 @@ def _check_size(path: Path, n_bytes: int) -> None:
         )
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
-    yield from graph.initializer
-    for node in graph.node:
+def _tensors(part: onnx.GraphProto | onnx.FunctionProto) -> Iterator[TensorProto]:
+    """Every constant, those of nodes and of inner graphs as well."""
+    if isinstance(part, onnx.GraphProto):
+        yield from part.initializer
+    for node in part.node:
         for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            for inner in attribute.graphs if not attribute.HasField("g") else [attribute.g]:
+            yield from [attribute.t] if attribute.HasField("t") else attribute.tensors
+            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
                 yield from _tensors(inner)
 
 
@@ -122,10 +123,10 @@ def _n_bytes(tensor: TensorProto) -> int:
     return values * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
 
 
-def _external_files(path: Path, model: ModelProto) -> list[Path]:
+def _external_files(path: Path, tensors: Iterable[TensorProto]) -> list[Path]:
     """The files beside the model that hold its data, none of them outside of its folder."""
     folder, found = path.resolve().parent, set()
-    for tensor in _tensors(model.graph):
+    for tensor in tensors:
         if not external_data_helper.uses_external_data(tensor):
             continue
         info = external_data_helper.ExternalDataInfo(tensor)

@@ -45,7 +45,7 @@ class SplitPoint:
         crossing: what crosses, in topological order; the source image for remote only.
         fp32_bytes: payload as float32 (uint8 for remote only).
         int8_bytes: payload as INT8.
-        natural: strictly fewer values than the model's input.
+        natural: strictly fewer values than the model's input; never true of the two ends, which cut nothing.
         block: every tensor that crosses is the output of a whole block of the model (`export.blocks`).
         edge_macs: multiply-accumulates of the edge graph.
         server_macs: of the server graph.
@@ -172,6 +172,7 @@ class _Maker:
 
     def _point(self, split_id: str, scope: str, crossing: tuple[Crossing, ...], cut: Cut, block: bool) -> SplitPoint:
         server = self._graph.everything & ~cut.edge
+        is_cut = bool(cut.edge and server)
         values = sum(math.prod(one.shape) for one in crossing)
         edge_macs = self._costs.macs(cut.edge)
         return SplitPoint(
@@ -180,7 +181,7 @@ class _Maker:
             crossing=crossing,
             fp32_bytes=sum(one.fp32_bytes for one in crossing),
             int8_bytes=sum(one.int8_bytes for one in crossing),
-            natural=values < self._input_values,
+            natural=is_cut and values < self._input_values,
             block=block,
             edge_macs=edge_macs,
             server_macs=self._total_macs - edge_macs,
@@ -188,7 +189,7 @@ class _Maker:
             edge_parameters=self._costs.parameters(cut.edge),
             server_parameters=self._costs.parameters(server),
             edge_peak_bytes=self._costs.activation_peak_bytes(cut.edge, cut.crossing),
-            local_tasks=placeable(self._graph, cut) if cut.edge and server else (),
+            local_tasks=placeable(self._graph, cut) if is_cut else (),
         )
 
 

@@ -21,6 +21,17 @@ FOREIGN_PACKAGE = "basic-pitch==0.4.0"
 FOREIGN_FILE = "basic_pitch/saved_models/icassp_2022/nmp.onnx"
 FOREIGN_SHA256 = "2c3c1d144bfa61ad236e92e169c13535c880469a12a047d4e73451f2c059a0ec"
 
+LONGEST = ("cli/test_demo.py", "export/test_families.py", "cli/test_bad_input.py", "cli/test_commands.py")
+"""Files that take minutes. They begin, so that no worker is left with one of them when the others are done."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def position(item: pytest.Item) -> int:
+        name = item.path.relative_to(Path(__file__).parent).as_posix()
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    items.sort(key=position)
+
 
 def synthetic_images(count: int, size: int = 40, channels: int = 1) -> NDArray[np.uint8]:
     """Smooth random images: ``[count, size, size, channels]``, uint8."""

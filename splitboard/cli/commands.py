@@ -139,7 +139,7 @@ def splits(
     """The split points of a model: what crosses, its bytes, and the work and memory on each side.
 
     sNN sends one tensor, mNN several. A natural bottleneck carries strictly fewer values than the model's input. Ids
-    stay the same whatever is shown; with a filter the two ends (remote only, local only) are left out.
+    stay the same whatever is shown. The two ends, remote only and local only, are neither natural nor blocks.
 
     Examples:
       splitboard splits mine.model --natural --blocks

@@ -18,12 +18,10 @@ _SEED = 0
 
 
 def shown_points(splits: Splits, *, natural: bool, blocks: bool, max_tensors: int | None) -> tuple[SplitPoint, ...]:
-    """The cuts that all given filters let through; where there is none, everything."""
-    if not natural and not blocks and max_tensors is None:
-        return splits.points
+    """The split points that all given filters let through. The two ends are neither natural nor blocks."""
     return tuple(
         point
-        for point in splits.proper
+        for point in splits.points
         if (point.natural or not natural)
         and (point.block or not blocks)
         and (max_tensors is None or len(point.crossing) <= max_tensors)

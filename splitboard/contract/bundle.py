@@ -31,7 +31,7 @@ class TensorSpec:
         name: the tensor's name in ``model.onnx``.
         shape: with the batch of one, in ``layout``.
         dtype: numpy's name: ``float32``, ``int8`` or ``uint8``.
-        layout: ``NHWC``, ``NCHW`` or ``NC``.
+        layout: ``NHWC``, ``NCHW`` or ``NC``; of a model's inputs also ``N``, ``NCL`` or ``NCDHW``.
         scale: ``real = scale * (stored - zero_point)``; ``None`` where the values are the real ones.
         zero_point: as stored.
     """

@@ -35,7 +35,7 @@ class SplitsOutput:
 
     Attributes:
         model_sha256: of ``model.onnx``.
-        splits: remote only, single-tensor cuts, local only, then multi-tensor cuts; with a filter cuts only.
+        splits: remote only, single-tensor cuts, local only, then multi-tensor cuts; what the filters let through.
     """
 
     model_sha256: str

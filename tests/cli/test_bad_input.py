@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import pickle
 import re
@@ -71,6 +72,7 @@ def _checkpoints(desk: Path, good: Path) -> None:
     torch.save(state | {"stem.0.bias": torch.full_like(state["stem.0.bias"], torch.nan)}, desk / "nan.pt")
     torch.save(state | {"stem.0.bias": "eight zeros"}, desk / "text.pt")
     torch.save(Payload(), desk / "pickled.pt")
+    (desk / "program.pt2").write_text("hello\n")
 
 
 def _specs(desk: Path) -> None:
@@ -166,10 +168,11 @@ def export(
     spec: str = "spec.toml",
     shape: str = "1x3x32x32",
     out: str = "out/model",
-    *more: str,
+    without: str = "",
 ) -> list[str]:
-    argv = ["export", checkpoint, "--model", model, "--spec", spec, "--input", shape, "-o", out]
-    return [*argv, *(more or ("--path", "nets"))]
+    options = {"--model": model, "--spec": spec, "--input": shape}
+    options.pop(without, None)
+    return ["export", checkpoint, *itertools.chain(*options.items()), "-o", out, "--path", "nets"]
 
 
 def build(
@@ -239,6 +242,15 @@ WRONG = {
     "not a number in a shape": Wrong(export(shape="1x3x32x\u00b2"), "1x3x32x\u00b2", "1x3x224x224"),
     "other shape": Wrong(export(shape="1x3x64x64"), "1x3x64x64", "1x3x32x32"),
     "name": Wrong([*export(), "--name", "a/b"], "a/b", "--name"),
+    "several inputs without names": Wrong([*export(), "--input", "1x6"], "1x3x32x32", "image=1x3x224x224"),
+    "type of an input": Wrong(export(shape="1x3x32x32:real"), "real", "float32"),
+    "batch of eight": Wrong(export(shape="8x3x32x32"), "8x3x32x32", "a batch of 1"),
+    "no such parameter": Wrong(export(shape="depth=1x3x32x32"), "depth", "image"),
+    "wrong channels": Wrong(export(without="--spec", shape="1x4x32x32"), "stem.0", "plain torch"),
+    "weights without a model": Wrong(export(without="--model"), "nets.safetensors", "--model"),
+    "weights without a shape": Wrong(export(without="--input"), "nets.safetensors", "--input"),
+    "a program with a model": Wrong(export("program.pt2"), "tiny:make", "leave --model out"),
+    "no program": Wrong(export("program.pt2", without="--model"), "program.pt2", "torch.export.save"),
     # bundles to build
     "no model": Wrong(build(model="nope"), "nope", "splitboard export"),
     "changed model": Wrong(build(model="model.changed"), "model.onnx", "export"),
