@@ -104,11 +104,11 @@ def _does_not_separate(model: Model, splits: Splits, entry: str) -> UserError | 
     )
 
 
-def place_tasks(model: Model, splits: Splits, chosen: Sequence[Choice], tasks: Sequence[str]) -> list[Choice]:
-    """The same splits with the heads of some tasks on the edge.
+def check_tasks(model: Model, splits: Splits, tasks: Sequence[str]) -> None:
+    """Refuses what cannot be placed on the edge at any split.
 
     Raises:
-        UserError: an unknown task, all tasks, or a split at which a head's inputs are not on the edge.
+        UserError: an unknown task, or all of them.
     """
     known = model.graph.outputs
     for task in tasks:
@@ -119,6 +119,15 @@ def place_tasks(model: Model, splits: Splits, chosen: Sequence[Choice], tasks: S
             f'--local "{",".join(tasks)}" leaves nothing to the server',
             [f"{splits.local.id} (local only) is in every bundle", "name fewer tasks"],
         )
+
+
+def place_tasks(model: Model, splits: Splits, chosen: Sequence[Choice], tasks: Sequence[str]) -> list[Choice]:
+    """The same splits with the heads of some tasks on the edge.
+
+    Raises:
+        UserError: an unknown task, all tasks, or a split at which a head's inputs are not on the edge.
+    """
+    check_tasks(model, splits, tasks)
     placed = []
     for choice in chosen:
         for task in tasks:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from export.choice import Choice, choose, choose_automatically, place_tasks
+from export.choice import Choice, check_tasks, choose, choose_automatically, place_tasks
 from export.model import Model
 from export.splits import SplitPoint, Splits
 from export.verify import verify_all
@@ -53,5 +53,6 @@ def choose_for_build(model: Model, splits: Splits, wanted: str, local: str) -> l
         UserError: what is asked for does not exist or does not go together.
     """
     tasks = [task.strip() for task in local.split(",") if task.strip()]
+    check_tasks(model, splits, tasks)
     chosen = choose_automatically(splits, tasks) if wanted.strip() == AUTO else choose(model, splits, wanted)
     return place_tasks(model, splits, chosen, tasks) if tasks else chosen
