@@ -133,10 +133,11 @@ def build_bundle(
 
 def _server_notes(model: Model, split_id: str, server: onnx.ModelProto) -> dict[str, str]:
     """What a server graph says of itself in its metadata."""
+    outputs = {output.name for output in server.graph.output}
     return {
         "model_sha256": model.info.model_sha256,
         "split": split_id,
-        "tasks": ",".join(output.name for output in server.graph.output),
+        "tasks": json.dumps({task.name: task.labels for task in model.info.tasks if task.name in outputs}),
         "preprocessing": to_json(model.info.declared()),
         "tools": json.dumps({**model.info.tool_versions, "splitboard": version("splitboard")}),
     }

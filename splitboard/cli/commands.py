@@ -118,8 +118,11 @@ def export(
         typer.echo(result_json(ExportOutput(str(out), info.model_sha256, labels, info.parity, info.changes)))
         return
     for task in info.tasks:
-        difference = info.parity[task.name].relative
-        typer.echo(f"{task.name}: {len(task.labels)} classes, differs from its source by {difference:.1e}")
+        near = info.parity[task.name]
+        typer.echo(
+            f"{task.name}: {len(task.labels)} classes; off its source by at most {near.max_abs:.1e} "
+            f"(relative {near.relative:.1e}, cosine {near.cosine:.7f})"
+        )
     for change in info.changes:
         typer.echo(f"  {change}")
     typer.echo(f"Model: {out}")

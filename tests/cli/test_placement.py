@@ -96,7 +96,10 @@ def test_server_graphs_say_what_they_are_and_have_the_opset_that_was_asked_for(l
         notes = {entry.key: entry.value for entry in server.metadata_props}
         assert notes["splitboard.split"] == split.id
         assert notes["splitboard.model_sha256"] == bundle.model_sha256
-        assert notes["splitboard.tasks"] == ("colour" if split.id == pooled else "shape,colour")
+        tasks = {"shape": ["round", "square"], "colour": ["0", "1", "2"]}
+        assert json.loads(notes["splitboard.tasks"]) == {
+            name: labels for name, labels in tasks.items() if split.id != pooled or name == "colour"
+        }
         assert json.loads(notes["splitboard.preprocessing"])["height"] == 32
         assert "torch" in json.loads(notes["splitboard.tools"])
 
