@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from onnx import NodeProto
 
+from export.cuts import head
 from export.graph import Graph, NodeSet, members
 from export.scopes import is_inside
 
@@ -28,8 +29,8 @@ _ACTIVATIONS = frozenset(
 )  # fmt: skip
 
 
-def block_outputs(graph: Graph, scopes: Mapping[str, str], sequences: Sequence[str]) -> set[str]:
-    """Tensors that are the output of a whole block.
+def block_outputs(graph: Graph, scopes: Mapping[str, str], sequences: Sequence[str]) -> dict[str, str]:
+    """Tensors that are the output of a whole block, and the block's scope.
 
     Args:
         graph: the whole model.
@@ -37,12 +38,27 @@ def block_outputs(graph: Graph, scopes: Mapping[str, str], sequences: Sequence[s
         sequences: scopes of the model's sequences of modules.
 
     Returns:
-        Names; in a model without blocks the activations and poolings of its convolutional part.
+        Scope by tensor; in a model without blocks the activations and poolings of its convolutional part, without one.
     """
-    outputs = {_output(graph, scopes, block) for block in find_blocks(graph, scopes, sequences)} - {None}
     ends = {name for name in graph.outputs if not graph.consumers.get(name)}
-    blocks = {name for name in outputs if name is not None and name not in ends}
-    return blocks or _activations_and_poolings(graph, scopes)
+    blocks: dict[str, str] = {}
+    for block in find_blocks(graph, scopes, sequences):
+        output = _output(graph, scopes, block)
+        if output is not None and output not in ends:
+            blocks[output] = block
+    if blocks and not _all_in_heads(graph, blocks):
+        return blocks
+    return dict.fromkeys(_activations_and_poolings(graph, scopes), "")
+
+
+def _all_in_heads(graph: Graph, tensors: Iterable[str]) -> bool:
+    """Whether every tensor is made in the head of one task, behind a backbone with weights that tasks share."""
+    heads: NodeSet = 0
+    for task in graph.outputs if len(graph.outputs) > 1 else ():
+        heads |= head(graph, task)
+    shared = graph.everything & ~heads
+    has_backbone = any(_weight(graph, graph.nodes[i]) is not None for i in members(shared))
+    return has_backbone and all(heads >> graph.producer[name] & 1 for name in tensors)
 
 
 def find_blocks(graph: Graph, scopes: Mapping[str, str], sequences: Sequence[str]) -> list[str]:

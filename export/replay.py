@@ -61,8 +61,9 @@ def _gemm(x: Sequence[Tensor], attributes: Attributes) -> Tensor:
 
 def _reduce_mean(x: Sequence[Tensor], attributes: Attributes) -> Tensor:
     # Averaged with the dimensions kept and dropped afterwards: otherwise the converter transposes to NCHW first.
-    kept = x[0].mean(attributes["input_1"], keepdim=True)
-    return kept if attributes.get("keepdims", 1) else kept.squeeze(attributes["input_1"])
+    axes = attributes.get("input_1", attributes.get("axes"))  # an attribute before opset 18
+    kept = x[0].mean(axes, keepdim=True)
+    return kept if attributes.get("keepdims", 1) else kept.squeeze(axes)
 
 
 def _reshape(x: Sequence[Tensor], attributes: Attributes) -> Tensor:

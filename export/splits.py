@@ -167,8 +167,9 @@ class _Maker:
         return self._point(split_id, LOCAL, (), Cut(self._graph.everything, ()), block=False)
 
     def _scope(self, tensor: str) -> str:
-        """The outermost module that ends with a tensor, else the one that computed it, else the tensor's own name."""
-        return (*self._ends.get(tensor, ()), self._model.info.scopes.get(tensor, ""), tensor)[0] or tensor
+        """The block or else the outermost module that ends with a tensor, or what computed it, or its own name."""
+        own = self._model.info.scopes.get(tensor, "")
+        return self._blocks.get(tensor) or (*self._ends.get(tensor, ()), own)[0] or tensor
 
     def _point(self, split_id: str, scope: str, crossing: tuple[Crossing, ...], cut: Cut, block: bool) -> SplitPoint:
         server = self._graph.everything & ~cut.edge

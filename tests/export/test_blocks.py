@@ -109,7 +109,7 @@ def test_the_output_is_taken_after_the_residual_add_inside_the_block() -> None:
     net.add("Conv", "layers.0.b")
     added = net.add("Add", "layers.0", net.nodes[-1].output[0], stem)
     net.add("Relu", "head")
-    assert block_outputs(net.graph(), net.scopes, ["layers"]) == {added}
+    assert block_outputs(net.graph(), net.scopes, ["layers"]) == {added: "layers.0"}
 
 
 def test_the_output_is_taken_after_a_residual_add_that_the_caller_makes() -> None:
@@ -119,7 +119,7 @@ def test_the_output_is_taken_after_a_residual_add_that_the_caller_makes() -> Non
     net.add("Conv", "layers.0.b")
     added = net.add("Add", "", net.nodes[-1].output[0], stem)
     net.add("Relu", "head")
-    assert block_outputs(net.graph(), net.scopes, ["layers"]) == {added}
+    assert set(block_outputs(net.graph(), net.scopes, ["layers"])) == {added}
 
 
 def test_an_add_with_something_else_belongs_to_the_caller() -> None:
@@ -130,14 +130,37 @@ def test_an_add_with_something_else_belongs_to_the_caller() -> None:
     inner = net.add("Conv", "layers.0.b")
     net.add("Add", "", inner, other)
     net.add("Relu", "head")
-    assert block_outputs(net.graph(), net.scopes, ["layers"]) == {inner}
+    assert set(block_outputs(net.graph(), net.scopes, ["layers"])) == {inner}
 
 
 def test_a_task_head_is_no_block() -> None:
     net = Net().chain(("Conv", "features.0"), ("Relu", "features.1"), ("Conv", "heads.0.0"), ("Conv", "heads.0.1"))
     assert find_blocks(net.graph(), net.scopes, ["features", "heads"]) == ["heads.0"]
     net = Net().chain(("Conv", "features.0"), ("Relu", "features.1"), ("Conv", "heads.0.0"), ("Conv", "heads.0.1"))
-    assert block_outputs(net.graph(), net.scopes, ["features", "heads"]) == {"t1"}
+    assert set(block_outputs(net.graph(), net.scopes, ["features", "heads"])) == {"t1"}
+
+
+def test_a_head_that_ends_in_a_softmax_is_no_block_either() -> None:
+    net = Net().chain(("Conv", "features.0"), ("Relu", "features.1"))
+    for number in range(2):
+        hidden = net.add("Conv", f"heads.{number}.0", "t1")
+        logits = net.add("Conv", f"heads.{number}.1", hidden)
+        net.add("Softmax", "", logits)
+    tasks = [node.output[0] for node in net.nodes if node.op_type == "Softmax"]
+    graph = made_of(net.nodes, constants=net.constants, shape=_IMAGE, outputs=tasks)
+    assert find_blocks(graph, net.scopes, ["features", "heads"]) == ["heads.0", "heads.1"]
+    assert set(block_outputs(graph, net.scopes, ["features", "heads"])) == {"t1"}
+
+
+def test_blocks_of_networks_that_share_nothing_are_blocks() -> None:
+    net = Net()
+    for tower in "ab":
+        first = net.add("Conv", f"{tower}.0.conv1", "x")
+        net.add("Conv", f"{tower}.0.conv2", first)
+        net.add("Relu", f"{tower}.1")
+    tasks = [node.output[0] for node in net.nodes if node.op_type == "Relu"]
+    graph = made_of(net.nodes, constants=net.constants, shape=_IMAGE, outputs=tasks)
+    assert set(block_outputs(graph, net.scopes, ["a", "b"])) == {"t1", "t4"}
 
 
 @pytest.mark.parametrize("pool", ["MaxPool", "GlobalAveragePool"])
@@ -153,7 +176,7 @@ def test_without_blocks_activations_and_poolings_of_the_convolutional_part_count
         ("Relu", "classifier.1"),
         ("Neg", "classifier.2"),
     )
-    assert block_outputs(net.graph(), net.scopes, ["features", "classifier"]) == {"t1", "t3", "t4"}
+    assert set(block_outputs(net.graph(), net.scopes, ["features", "classifier"])) == {"t1", "t3", "t4"}
 
 
 def test_an_activation_that_was_exported_in_parts_counts_once() -> None:
@@ -164,5 +187,5 @@ def test_an_activation_that_was_exported_in_parts_counts_once() -> None:
     net.add("Conv", "features.2")
     last = net.add("Relu", "features.3")
     net.add("Neg", "head")
-    found = block_outputs(net.graph(), net.scopes, ["features"])
+    found = set(block_outputs(net.graph(), net.scopes, ["features"]))
     assert {silu, last} <= found <= {gate, silu, last}

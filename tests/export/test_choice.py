@@ -35,7 +35,7 @@ def test_splits_are_chosen_by_id_scope_or_tensor_in_order(model: Model, splits: 
     assert ids(model, splits, f"{tensors['s05']},{tensors['s03']}") == by_id
     assert ids(model, splits, "all") == [point.id for point in splits.proper if point.id[0] == "s"]
     assert ids(model, splits, "m01") == ["m01"]
-    # The last block is shown as the sequence that ends with it, and found by its own name too.
+    # The last block has its own name, and is found by that of the sequence which ends with it too.
     assert ids(model, splits, "blocks.2") == ids(model, splits, "blocks")
 
 

@@ -39,9 +39,9 @@ def test_ids_scopes_and_ends(splits: Splits) -> None:
     assert (splits.remote.scope, splits.local.scope) == ("remote", "local")
     assert set(splits.cuts) == {point.id for point in splits.proper}
     scopes = [point.scope for point in splits.points]
-    for module in ("stem", "blocks.0", "blocks.1", "blocks"):
+    for module in ("stem", "blocks.0", "blocks.1", "blocks.2"):
         assert module in scopes
-    assert scopes.index("blocks.0") < scopes.index("blocks.1") < scopes.index("blocks")
+    assert scopes.index("blocks.0") < scopes.index("blocks.1") < scopes.index("blocks.2")
 
 
 def test_costs_are_torchs(model: Model, splits: Splits) -> None:
