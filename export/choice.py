@@ -15,6 +15,9 @@ from splitboard.contract.errors import UserError
 MAX_AUTO = 4
 """Splits that are picked automatically: each costs a signature in the edge file and time at every measurement."""
 
+MOST_EDGE_SHARE = 0.99
+"""Of the multiply-accumulates. With more on the edge a cut is as slow there as local only, which sends nothing."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -154,8 +157,9 @@ def _cannot_place(model: Model, splits: Splits, choice: Choice, task: str) -> Us
 def choose_automatically(splits: Splits, tasks: Sequence[str] = ()) -> list[Choice]:
     """A small diverse set: the Pareto front of edge work against payload, thinned to `MAX_AUTO`.
 
-    Only cuts that send less than remote only does are looked at: others compute on the board and send more. The front's
-    two ends are taken, then whatever adds most to the area that the chosen ones dominate.
+    Only cuts that send less than remote only does are looked at (others compute on the board and send more), and that
+    leave the server something to do, where no task has to be on the edge. The front's two ends are taken, then whatever
+    adds most to the area that the chosen ones dominate.
 
     Args:
         splits: all split points.
@@ -192,6 +196,7 @@ def _pareto_front(splits: Splits, tasks: Sequence[str]) -> list[SplitPoint]:
         for point in splits.proper
         if point.int8_bytes < splits.remote.int8_bytes
         and set(tasks) <= set(point.local_tasks)
+        and (tasks or point.edge_share <= MOST_EDGE_SHARE)
         and not inputs.intersection(one.name for one in point.crossing)
     ]
     order = {point.id: position for position, point in enumerate(splits.proper)}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from export.choice import MAX_AUTO, choose, choose_automatically, place_tasks
+from export.choice import MAX_AUTO, MOST_EDGE_SHARE, choose, choose_automatically, place_tasks
 from export.model import Model, load_model
 from export.splits import SplitPoint, Splits, list_splits
 from splitboard.contract.errors import UserError
@@ -111,7 +111,11 @@ def test_the_automatic_choice_lies_on_the_pareto_front_and_says_why(model: Model
     wide = replace(model, info=replace(model.info, preprocessing=None))  # the float image crosses: many cuts send less
     splits = list_splits(wide)
     chosen = choose_automatically(splits)
-    fitting = [point for point in splits.proper if point.int8_bytes < splits.remote.int8_bytes]
+    fitting = [
+        point
+        for point in splits.proper
+        if point.int8_bytes < splits.remote.int8_bytes and point.edge_share <= MOST_EDGE_SHARE
+    ]
     front = [point for point in fitting if not beaten(point, fitting)]
     assert 2 <= len(chosen) <= MAX_AUTO
     for choice in chosen:
