@@ -49,6 +49,8 @@ def traced_line(stack: str, folder: Path) -> str | None:
 def _last_of_theirs(lines: list[tuple[str, int]], folder: Path) -> str | None:
     root = folder.resolve()
     for name, number in reversed(lines):
+        if name.startswith("<"):  # no file, as in <frozen importlib._bootstrap>
+            continue
         file = Path(name).resolve()
         if root in file.parents and "site-packages" not in file.parts:
             return f"{file.relative_to(root)}:{number}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -63,9 +64,15 @@ def _find(model: Model, splits: Splits, entry: str) -> SplitPoint:
     matches = [point for point in splits.proper if entry in (point.id, point.scope, *_names(point, ends))]
     if matches:
         return matches[-1]
-    raise _does_not_separate(model, splits, entry) or unknown_split(
-        entry, [point.id for point in splits.proper], "model"
-    )
+    raise _does_not_separate(model, splits, entry) or _unknown(splits, entry)
+
+
+def _unknown(splits: Splits, entry: str) -> UserError:
+    """The refusal of what the model has not, with the nearest words that it has."""
+    error = unknown_split(entry, [point.id for point in splits.proper], "model")
+    near = difflib.get_close_matches(entry, ["all", "auto", *(point.scope for point in splits.proper)], n=1)
+    other = "or a module that splitboard splits MODEL shows; one that was folded into another has no place of its own"
+    return UserError(error.message, [*(f'"{one}" is the nearest' for one in near), other, *error.tries])
 
 
 def _first(splits: Splits) -> str:
@@ -158,7 +165,8 @@ def choose_automatically(splits: Splits, tasks: Sequence[str] = ()) -> list[Choi
     """A small diverse set: the Pareto front of edge work against payload, thinned to `MAX_AUTO`.
 
     Only cuts that send less than remote only does are looked at (others compute on the board and send more), and that
-    leave the server something to do, where no task has to be on the edge. The front's two ends are taken, then whatever
+    leave the server something to do, where no task has to be on the edge; of several tensors only where no single one
+    will do. The front's two ends are taken, then whatever
     adds most to the area that the chosen ones dominate.
 
     Args:
@@ -199,6 +207,7 @@ def _pareto_front(splits: Splits, tasks: Sequence[str]) -> list[SplitPoint]:
         and (tasks or point.edge_share <= MOST_EDGE_SHARE)
         and not inputs.intersection(one.name for one in point.crossing)
     ]
+    fitting = [point for point in fitting if len(point.crossing) == 1] or fitting
     order = {point.id: position for position, point in enumerate(splits.proper)}
     front: list[SplitPoint] = []
     for point in sorted(fitting, key=lambda p: (p.edge_macs, p.int8_bytes, len(p.crossing), not p.block, -order[p.id])):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from splitboard.contract.decode import decode
@@ -16,8 +16,8 @@ else:
     import tomli as tomllib
 
 _TRIES = [
-    "the tables are [preprocessing] (height, width, source_channels, mean, std) and [labels]",
-    "[preprocessing] may also have resize_shorter and channel_order",
+    "[preprocessing] has height, width, source_channels (3 for RGB images, 1 for grey ones), mean and std",
+    "it may also have resize_shorter and channel_order; [labels] may have the class names of each task",
 ]
 
 
@@ -31,7 +31,7 @@ class ModelSpec:
     """
 
     preprocessing: Preprocessing
-    labels: dict[str, tuple[str, ...]]
+    labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def read_spec(path: Path) -> ModelSpec:
@@ -42,6 +42,8 @@ def read_spec(path: Path) -> ModelSpec:
     """
     try:
         return decode(ModelSpec, tomllib.loads(path.read_text(encoding="utf-8")), str(path))
+    except UserError as error:
+        raise UserError(error.message, [*error.tries, *_TRIES]) from error
     except OSError as error:
         raise UserError(f'cannot read the model spec "{path}": {error.strerror}', _TRIES) from error
     except ValueError as error:  # not UTF-8, or not TOML

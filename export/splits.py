@@ -167,9 +167,10 @@ class _Maker:
         return self._point(split_id, LOCAL, (), Cut(self._graph.everything, ()), block=False)
 
     def _scope(self, tensor: str) -> str:
-        """The block or else the outermost module that ends with a tensor, or what computed it, or its own name."""
+        """The block or else the outermost module that ends with a tensor; ``module/tensor`` inside of one."""
         own = self._model.info.scopes.get(tensor, "")
-        return self._blocks.get(tensor) or (*self._ends.get(tensor, ()), own)[0] or tensor
+        inside = f"{own}/{tensor}" if own else tensor
+        return self._blocks.get(tensor) or (*self._ends.get(tensor, ()), inside)[0]
 
     def _point(self, split_id: str, scope: str, crossing: tuple[Crossing, ...], cut: Cut, block: bool) -> SplitPoint:
         server = self._graph.everything & ~cut.edge

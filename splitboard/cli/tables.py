@@ -49,7 +49,8 @@ def print_splits(points: Sequence[SplitPoint], model: Path) -> None:
     if not points:
         console().print("No split point passes these filters.")
     console().print(
-        "\nmarks: N natural bottleneck, B output of a whole block; peak: estimate of the edge half's INT8 activations"
+        "\nmarks: N natural bottleneck, B output of a whole block; peak: estimate of the edge half's INT8 activations;"
+        "\na head is all that its task alone needs"
     )
 
 

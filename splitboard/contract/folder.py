@@ -50,7 +50,7 @@ def check_file(target: Path, beginning: str) -> None:
                 return
     raise UserError(
         f'"{target}" exists and was not made by this command',
-        ["name another file with -o", "move what is there away first"],
+        ["name another file", "move what is there away first"],
     )
 
 

@@ -114,7 +114,9 @@ def test_the_automatic_choice_lies_on_the_pareto_front_and_says_why(model: Model
     fitting = [
         point
         for point in splits.proper
-        if point.int8_bytes < splits.remote.int8_bytes and point.edge_share <= MOST_EDGE_SHARE
+        if point.int8_bytes < splits.remote.int8_bytes
+        and point.edge_share <= MOST_EDGE_SHARE
+        and len(point.crossing) == 1
     ]
     front = [point for point in fitting if not beaten(point, fitting)]
     assert 2 <= len(chosen) <= MAX_AUTO
