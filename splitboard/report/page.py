@@ -7,14 +7,12 @@ from dataclasses import dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
 
-from jinja2 import Environment as Templates
-from jinja2 import PackageLoader, StrictUndefined
-
 from splitboard import __version__
 from splitboard.contract.bundle import Bundle
 from splitboard.contract.record import FLOAT_REFERENCE, Environment, RunRecord
 from splitboard.report.accuracy import TaskComparison
 from splitboard.report.headline import headline, points
+from splitboard.report.html import templates, write_page
 from splitboard.report.percentiles import MIN_SAMPLES, wilson_interval
 from splitboard.report.results import SplitResult, Summary, summarise
 from splitboard.report.table import EMULATED, NOT_MEASURED
@@ -137,45 +135,39 @@ def write_report(
         UserError: records that do not fit together or not this bundle.
     """
     page = render_page(records, bundle, command, link)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(page, encoding="utf-8")
-    beside.replace(path)
+    write_page(path, page)
 
 
 def render_page(records: Sequence[RunRecord], bundle: Bundle | None, command: str, link: str | None = None) -> str:
     """The page's HTML; the arguments are those of `write_report`."""
     summary = summarise(records, bundle)
     runs = [record for record in records if record.split != FLOAT_REFERENCE]
-    templates = Templates(
-        loader=PackageLoader("splitboard.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return templates.get_template("page.html.j2").render(
-        summary=summary,
-        headline=headline(summary, runs[0].before.machine),
-        bars=latency_bars(summary.splits),
-        scale_ms=_scale_ms(summary.splits),
-        segments=SEGMENTS,
-        charts=accuracy_charts(summary),
-        payload_max=max(split.payload_bytes for split in summary.splits),
-        facts=environment_facts(runs),
-        first=min(runs, key=lambda run: run.before.unix_ns),
-        reference=next((record for record in records if record.split == FLOAT_REFERENCE), None),
-        engines=sorted({run.engine for run in runs if run.engine != "none"}),
-        started=_utc(min(run.before.unix_ns for run in runs)),
-        bundle=bundle,
-        operators=_operator_names(bundle),
-        points=points,
-        command=command,
-        link=link or _LINK_UNKNOWN,
-        min_samples=MIN_SAMPLES,
-        emulated_text=EMULATED,
-        not_measured=NOT_MEASURED,
-        version=__version__,
+    return (
+        templates()
+        .get_template("page.html.j2")
+        .render(
+            summary=summary,
+            headline=headline(summary, runs[0].before.machine),
+            bars=latency_bars(summary.splits),
+            scale_ms=_scale_ms(summary.splits),
+            segments=SEGMENTS,
+            charts=accuracy_charts(summary),
+            payload_max=max(split.payload_bytes for split in summary.splits),
+            facts=environment_facts(runs),
+            first=min(runs, key=lambda run: run.before.unix_ns),
+            reference=next((record for record in records if record.split == FLOAT_REFERENCE), None),
+            engines=sorted({run.engine for run in runs if run.engine != "none"}),
+            started=_utc(min(run.before.unix_ns for run in runs)),
+            bundle=bundle,
+            operators=_operator_names(bundle),
+            points=points,
+            command=command,
+            link=link or _LINK_UNKNOWN,
+            min_samples=MIN_SAMPLES,
+            emulated_text=EMULATED,
+            not_measured=NOT_MEASURED,
+            version=__version__,
+        )
     )
 
 

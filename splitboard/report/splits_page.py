@@ -16,11 +16,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment as Templates
-from jinja2 import PackageLoader, StrictUndefined
-
 from export.splits import SplitPoint
 from splitboard import __version__
+from splitboard.report.html import templates, write_page
 
 BEGINNING = "<!DOCTYPE html><!-- splitboard splits -->"
 """Every page begins so."""
@@ -186,37 +184,31 @@ def write_splits_page(target: Path, name: str, points: Sequence[SplitPoint], rem
         remote: remote only, whose bytes the others are compared with.
     """
     page = render_splits_page(name, points, remote)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(target.name + ".part")
-    beside.write_text(page, encoding="utf-8")
-    beside.replace(target)
+    write_page(target, page)
 
 
 def render_splits_page(name: str, points: Sequence[SplitPoint], remote: SplitPoint) -> str:
     """The page's HTML; the arguments are those of `write_splits_page`."""
-    templates = Templates(
-        loader=PackageLoader("splitboard.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     cuts = [point for point in in_order_of_depth(points, remote) if point.crossing and point.id != remote.id]
-    return templates.get_template("splits_page.html.j2").render(
-        name=name,
-        headline=_headline(cuts),
-        findings=findings(cuts, remote),
-        picture=draw(points, remote) if points else None,
-        single=[point for point in points if not _is_multi(point, remote)],
-        multi=[point for point in points if _is_multi(point, remote)],
-        verified=any(point.error for point in points),
-        remote=remote,
-        image="image" if _is_image(remote) else "inputs",
-        image_words=_image_words(remote),
-        kinds=lambda point: _kinds(point, remote),
-        shape=_shape,
-        percent=_percent,
-        version=__version__,
+    return (
+        templates()
+        .get_template("splits_page.html.j2")
+        .render(
+            name=name,
+            headline=_headline(cuts),
+            findings=findings(cuts, remote),
+            picture=draw(points, remote) if points else None,
+            single=[point for point in points if not _is_multi(point, remote)],
+            multi=[point for point in points if _is_multi(point, remote)],
+            verified=any(point.error for point in points),
+            remote=remote,
+            image="image" if _is_image(remote) else "inputs",
+            image_words=_image_words(remote),
+            kinds=lambda point: _kinds(point, remote),
+            shape=_shape,
+            percent=_percent,
+            version=__version__,
+        )
     )
 
 

@@ -1,0 +1,26 @@
+"""How every page is made: one set of templates, and a file that is there whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+
+def templates() -> Environment:
+    """The package's templates; values are escaped, and one that is missing is an error."""
+    return Environment(
+        loader=PackageLoader("splitboard.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def write_page(target: Path, page: str) -> None:
+    """Writes a page beside its place and moves it there; folders are made."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(target.name + ".part")
+    beside.write_text(page, encoding="utf-8")
+    beside.replace(target)
