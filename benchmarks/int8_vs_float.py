@@ -22,12 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 from output import ratio, show
 
+from calib.observe import quantisable
+from export.edge_form import edge_form, sums_into_biases
 from export.model import load_model
 from export.tflite import convert
 from runtime_edge.litert import find_interpreter
 from splitboard.cli.console import steps
 from splitboard.contract.bundle import Bundle, Split, load_bundle
-from splitboard.contract.preprocess import normalise, quantise, quantised_table
+from splitboard.contract.preprocess import edge_image, normalise, quantised_table
 
 Run = Callable[[], object]
 
@@ -46,8 +48,10 @@ def float_file(model_folder: Path, bundle: Bundle, splits: list[Split], sample: 
     graph = load_model(model_folder).graph
     tasks = [task.name for task in bundle.tasks]
     signatures = {str(split.edge_signature): [tensor.name for tensor in split.tensors] or tasks for split in splits}
+    crossing = {name for names in signatures.values() for name in names}
+    graph = sums_into_biases(edge_form(graph), crossing)
     with steps("benchmark"):  # keeps the converter's chatter off the terminal
-        return convert(graph, signatures, sample)
+        return convert(graph, signatures, [sample], quantisable(graph, crossing)).content
 
 
 def runners(file: Path, splits: list[Split], image: NDArray[Any]) -> dict[str, Run]:
@@ -98,7 +102,7 @@ def main() -> None:
         nhwc = np.ascontiguousarray(real.transpose(0, 2, 3, 1))
         variants = {
             "float": runners(Path(file.name), splits, nhwc),
-            "int8": runners(folder / bundle.edge_file, splits, quantise(pixels, table)),
+            "int8": runners(folder / bundle.edge_files[0], splits, edge_image(pixels, table)),
         }
         times = measure(variants, options.rounds, options.warmup)
     rows = [

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
-from ai_edge_litert.schema_py_generated import ModelT, TensorType
+from ai_edge_litert.schema_py_generated import ModelT, OperatorT, SubGraphT, TensorType
 from ai_edge_litert.tools import flatbuffer_utils
 
+from export.tflite import onnx_name
 from splitboard.contract.bundle import TensorSpec
+
+CONVERSIONS = ("DEQUANTIZE", "QUANTIZE")
+"""Operators that convert between precisions."""
+
+_FLOATING = (TensorType.FLOAT32, TensorType.FLOAT16)
 
 
 def read_model(content: bytes) -> ModelT:
@@ -22,13 +28,36 @@ def read_model(content: bytes) -> ModelT:
 def float_tensors(content: bytes) -> list[tuple[str, str]]:
     """(signature, tensor) of everything in the file that is still floating point."""
     model = read_model(content)
-    floating = (TensorType.FLOAT32, TensorType.FLOAT16)
     return [
         (definition.signatureKey.decode(), tensor.name.decode())
         for definition in model.signatureDefs
         for tensor in model.subgraphs[definition.subgraphIndex].tensors
-        if tensor.type in floating
+        if tensor.type in _FLOATING
     ]
+
+
+def constant_bytes(content: bytes) -> int:
+    """Bytes of all constants, each stored once; the rest of the file is what the signatures cost."""
+    return sum(len(buffer.data) for buffer in read_model(content).buffers if buffer.data is not None)
+
+
+def unexpected_float(content: bytes, keep_float: Collection[str]) -> list[tuple[str, str]]:
+    """(signature, operator's tensor) of every operator with a float operand that was not to be kept in float.
+
+    The operators that convert at the borders of what was kept have one by their nature.
+    """
+    model = read_model(content)
+    found = []
+    for definition in model.signatureDefs:
+        subgraph = model.subgraphs[definition.subgraphIndex]
+        for operator in subgraph.operators:
+            name = subgraph.tensors[operator.outputs[0]].name.decode()
+            kind = str(flatbuffer_utils.opcode_to_name(model, operator.opcodeIndex))
+            if _computes_in_float(subgraph, operator, kind) and onnx_name(name) not in keep_float:
+                found.append((definition.signatureKey.decode(), name))
+        ends = [subgraph.tensors[index] for index in (*subgraph.inputs, *subgraph.outputs)]
+        found += [(definition.signatureKey.decode(), end.name.decode()) for end in ends if end.type in _FLOATING]
+    return found
 
 
 def overflowed_biases(content: bytes) -> list[str]:
@@ -46,14 +75,23 @@ def overflowed_biases(content: bytes) -> list[str]:
 
 
 def count_operators(content: bytes) -> dict[str, dict[str, int]]:
-    """Number of each operator by signature, read from the file."""
+    """Number of each operator by signature, read from the file; one that computes in float says so in its name."""
     model = read_model(content)
     counts: dict[str, dict[str, int]] = {}
     for definition in model.signatureDefs:
-        operators = model.subgraphs[definition.subgraphIndex].operators
-        names = [flatbuffer_utils.opcode_to_name(model, operator.opcodeIndex) for operator in operators]
-        counts[definition.signatureKey.decode()] = dict(sorted(Counter(str(name) for name in names).items()))
+        subgraph = model.subgraphs[definition.subgraphIndex]
+        names = []
+        for operator in subgraph.operators:
+            kind = str(flatbuffer_utils.opcode_to_name(model, operator.opcodeIndex))
+            names.append(f"{kind} float" if _computes_in_float(subgraph, operator, kind) else kind)
+        counts[definition.signatureKey.decode()] = dict(sorted(Counter(names).items()))
     return counts
+
+
+def _computes_in_float(subgraph: SubGraphT, operator: OperatorT, kind: str) -> bool:
+    """Whether an operator has a float operand. Those that convert have one by their nature."""
+    operands = [subgraph.tensors[index] for index in (*operator.inputs, *operator.outputs) if index >= 0]
+    return kind not in CONVERSIONS and any(tensor.type in _FLOATING for tensor in operands)
 
 
 def io_specs(content: bytes, signature: str, image: str) -> tuple[TensorSpec, Mapping[str, TensorSpec]]:
@@ -68,9 +106,12 @@ def io_specs(content: bytes, signature: str, image: str) -> tuple[TensorSpec, Ma
 
 def _spec(name: str, details: Mapping[str, Any]) -> TensorSpec:
     shape = tuple(int(size) for size in details["shape"])
-    scale, zero_point = details["quantization"]
     dtype = np.dtype(details["dtype"]).name
-    return TensorSpec(name, shape, dtype, "NHWC" if len(shape) == 4 else "NC", float(scale), int(zero_point))
+    layout = "NHWC" if len(shape) == 4 else "NC"
+    if dtype.startswith("float"):
+        return TensorSpec(name, shape, dtype, layout)
+    scale, zero_point = details["quantization"]
+    return TensorSpec(name, shape, dtype, layout, float(scale), int(zero_point))
 
 
 def accelerated_partitions(content: bytes) -> dict[str, int | None]:

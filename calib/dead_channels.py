@@ -7,6 +7,7 @@ weight until the bias takes 30 bits changes the channel by at most 255 * 127 * 2
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,6 @@ from export.graph import Graph
 
 _BIAS_LIMIT = 2.0**30
 _WEIGHT_STEPS = 127
-_ACTIVATION_STEPS = 255
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class FlooredChannels:
     channels: int
 
 
-def floor_dead_channels(graph: Graph, table: RangeTable) -> tuple[Graph, tuple[FlooredChannels, ...]]:
+def floor_dead_channels(graph: Graph, tables: Collection[RangeTable]) -> tuple[Graph, tuple[FlooredChannels, ...]]:
     """Raises one weight in each dead channel.
 
     Args:
         graph: the float model.
-        table: ranges of its tensors.
+        tables: ranges of its tensors, one of which will be used; the weights carry the biases with each.
 
     Returns:
         The model with those weights raised, and what was raised.
@@ -52,16 +52,11 @@ def floor_dead_channels(graph: Graph, table: RangeTable) -> tuple[Graph, tuple[F
     for node in graph.nodes:
         if node.op_type not in ("Conv", "Gemm") or len(node.input) < 3 or node.input[2] not in graph.constants:
             continue
-        weight, count = _floored(graph, node, _scale(table, node.input[0]))
+        weight, count = _floored(graph, node, min(table.of(node.input[0]).asymmetric_scale for table in tables))
         if count:
             initializers[node.input[1]].CopyFrom(numpy_helper.from_array(weight, node.input[1]))
             floored.append(FlooredChannels(node.name, count))
     return Graph(model) if floored else graph, tuple(floored)
-
-
-def _scale(table: RangeTable, tensor: str) -> float:
-    found = table.ranges[tensor]
-    return (max(found.max, 0.0) - min(found.min, 0.0)) / _ACTIVATION_STEPS
 
 
 def _floored(graph: Graph, node: NodeProto, input_scale: float) -> tuple[NDArray[np.float32], int]:
@@ -69,8 +64,6 @@ def _floored(graph: Graph, node: NodeProto, input_scale: float) -> tuple[NDArray
     bias = np.array(graph.constant(node.input[2]), dtype=np.float64)
     by_column = node.op_type == "Gemm" and not any(a.name == "transB" and a.i for a in node.attribute)
     channels = (stored.T if by_column else stored).reshape(len(bias), -1)
-    if input_scale == 0.0:
-        return stored, 0
     needed = np.abs(bias) / (input_scale * _BIAS_LIMIT) * _WEIGHT_STEPS
     dead = np.flatnonzero(np.abs(channels).max(axis=1) < needed)
     raised = channels.copy()

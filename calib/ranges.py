@@ -1,29 +1,43 @@
-"""Value ranges of every tensor, from one pass over the float ONNX graph: one table for all formats."""
+"""The range table: what every tensor's values lie between. One table feeds all formats."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
-import onnxruntime as ort
-from numpy.typing import NDArray
-from onnx import TensorProto, helper
 
 from export.graph import Graph
-from splitboard.contract.errors import UserError
+from splitboard.contract.errors import SplitboardError, UserError
 
-SCHEMA_VERSION = 1
-METHOD = "minmax"
+SCHEMA_VERSION = 2
+
+TFLITE_STEPS = 255
+SYMMETRIC_STEPS = 127
 
 
 @dataclass(frozen=True)
 class Range:
-    """Smallest and largest real value of one tensor over the calibration set."""
+    """What of a tensor's values is quantised; what lies beyond is clipped.
+
+    Attributes:
+        min: lower limit of asymmetric INT8 (TFLite), at most 0.
+        max: its upper limit, at least 0.
+        magnitude: limit of the absolute value in symmetric INT8 (Q/DQ for TensorRT).
+    """
 
     min: float
     max: float
+    magnitude: float
+
+    @property
+    def asymmetric_scale(self) -> float:
+        """Real value of one step between `min` and `max` (TFLite's INT8 specification)."""
+        return (self.max - self.min) / TFLITE_STEPS
+
+    @property
+    def symmetric_scale(self) -> float:
+        """Real value of one step of symmetric INT8, -127 to 127."""
+        return self.magnitude / SYMMETRIC_STEPS
 
 
 @dataclass(frozen=True)
@@ -32,7 +46,7 @@ class RangeTable:
 
     Attributes:
         schema_version: of this file.
-        method: how a range is derived from the values.
+        method: how a range is derived from the values, a name of `calib.methods.METHODS`.
         n_samples: images seen.
         ranges: by tensor name of ``model.onnx``, the model's input included.
     """
@@ -42,54 +56,56 @@ class RangeTable:
     n_samples: int
     ranges: dict[str, Range]
 
+    def of(self, tensor: str) -> Range:
+        """The range of a tensor.
 
-def collect_ranges(graph: Graph, inputs: Iterable[NDArray[np.float32]], on_sample: Callable[[int], None]) -> RangeTable:
-    """Runs the float model over the calibration images and keeps each tensor's smallest and largest value.
+        Raises:
+            SplitboardError: it was not observed.
+            UserError: it holds nothing but zeros, which no scale can tell apart.
+        """
+        if tensor not in self.ranges:
+            raise SplitboardError(f'tensor "{tensor}" has no range')
+        found = self.ranges[tensor]
+        if found.asymmetric_scale <= 0.0 or found.magnitude <= 0.0:
+            raise UserError(
+                f'tensor "{tensor}" is constantly "0" on the calibration images, so its scale would be 0',
+                ["calibrate with more, and more different, images", "take the dead part out of the model"],
+            )
+        return found
 
-    The reductions run inside the graph, so only two numbers per tensor and image leave it and memory does not grow.
+
+def with_scalar_arithmetic(graph: Graph, table: RangeTable) -> RangeTable:
+    """Adds the tensors that scalar arithmetic makes from observed ones, by interval arithmetic.
+
+    These are the parts of written-out operators (`export.edge_form`): sums with, products with and clips to a scalar.
 
     Args:
-        graph: the whole float model.
-        inputs: normalised images, each ``[1, c, h, w]``.
-        on_sample: called with the number of images done.
-
-    Raises:
-        UserError: no image, or a tensor that is not finite.
+        graph: with the written-out operators.
+        table: of the graph that it was made from.
     """
-    names = [*graph.inputs, *(name for node in graph.nodes for name in node.output if name)]
-    session = _session(_with_reductions(graph, names))
-    wanted = [output.name for output in session.get_outputs()]
-    lowest: NDArray[np.float64] = np.full(len(names), np.inf)
-    highest: NDArray[np.float64] = np.full(len(names), -np.inf)
-    count = 0
-    for count, sample in enumerate(inputs, 1):
-        found = np.array(session.run(wanted, {graph.inputs[0]: sample}), dtype=np.float64)
-        # fmin and fmax would drop a NaN; these keep it, to be refused below.
-        lowest, highest = np.minimum(lowest, found[0::2]), np.maximum(highest, found[1::2])
-        on_sample(count)
-    if count == 0:
-        raise UserError('the calibration set holds "0" images', ["give real images with --calib"])
-    for name, low, high in zip(names, lowest, highest, strict=True):
-        if not np.isfinite([low, high]).all():
-            raise UserError(f'tensor "{name}" is not finite on the calibration images', ["check the weights for NaN"])
-    ranges = {name: Range(float(low), float(high)) for name, low, high in zip(names, lowest, highest, strict=True)}
-    return RangeTable(SCHEMA_VERSION, METHOD, count, ranges)
+    ranges = dict(table.ranges)
+    for node in graph.nodes:
+        name = node.output[0]
+        if name in ranges or node.input[0] not in ranges:
+            continue
+        scalars = [
+            float(graph.constant(one)) for one in node.input[1:] if one in graph.constants and _scalar(graph, one)
+        ]
+        if not scalars or len(scalars) != len(node.input) - 1:
+            continue
+        ends = np.array([ranges[node.input[0]].min, ranges[node.input[0]].max])
+        if node.op_type == "Add":
+            ends = ends + scalars[0]
+        elif node.op_type == "Mul":
+            ends = ends * scalars[0]
+        elif node.op_type == "Clip":
+            ends = np.clip(ends, scalars[0], scalars[1])
+        else:
+            continue
+        low, high = min(0.0, float(ends.min())), max(0.0, float(ends.max()))
+        ranges[name] = Range(low, high, max(-low, high))
+    return RangeTable(table.schema_version, table.method, table.n_samples, ranges)
 
 
-def _with_reductions(graph: Graph, names: list[str]) -> onnx.ModelProto:
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
-    del model.graph.output[:]
-    for name in names:
-        for kind in ("ReduceMin", "ReduceMax"):
-            output = f"{name}/{kind}"
-            model.graph.node.append(helper.make_node(kind, [name], [output], keepdims=0))
-            model.graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, []))
-    return model
-
-
-def _session(model: onnx.ModelProto) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    # Fusing would remove the tensors in between; they are outputs here, and their values must be the plain ones.
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+def _scalar(graph: Graph, name: str) -> bool:
+    return graph.constant(name).size == 1

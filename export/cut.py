@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -70,9 +71,8 @@ def wire_server_graph(graph: Graph, where: Cut, wires: Sequence[TensorSpec]) -> 
     constants: list[TensorProto] = []
     renamed: dict[str, str] = {}
     for wire in wires:
-        if wire.scale is not None:
-            nodes, made, renamed[wire.name] = _dequantised(wire)
-            first, constants = first + nodes, constants + made
+        nodes, made, renamed[wire.name] = _real(wire)
+        first, constants = first + nodes, constants + made
     inputs = [
         helper.make_tensor_value_info(wire.name, helper.np_dtype_to_tensor_dtype(np.dtype(wire.dtype)), wire.shape)
         for wire in wires
@@ -81,22 +81,33 @@ def wire_server_graph(graph: Graph, where: Cut, wires: Sequence[TensorSpec]) -> 
     return _checked(_model(graph, nodes, inputs, _remote_outputs(graph, where), constants))
 
 
-def _dequantised(wire: TensorSpec) -> tuple[list[NodeProto], list[TensorProto], str]:
+def _real(wire: TensorSpec) -> tuple[list[NodeProto], list[TensorProto], str]:
     """Nodes and constants from a wire tensor to the real one in the model's layout, and the latter's name."""
-    name, real = wire.name, f"{wire.name}/real"
-    scale, zero_point = np.float32(wire.scale or 0), wire.zero_point or 0
-    nodes = [helper.make_node("DequantizeLinear", [name, f"{name}/scale", f"{name}/zero"], [f"{name}/scaled"])]
-    constants = [
-        numpy_helper.from_array(np.asarray(scale), f"{name}/scale"),
-        numpy_helper.from_array(np.asarray(0, np.int8), f"{name}/zero"),
-        numpy_helper.from_array(np.asarray(scale * np.float32(zero_point)), f"{name}/zero_point"),
-    ]
+    name, at = wire.name, wire.name
+    nodes: list[NodeProto] = []
+    constants: list[TensorProto] = []
+
+    def then(operator: str, suffix: str, *operands: str, **attributes: Any) -> None:
+        nonlocal at
+        nodes.append(helper.make_node(operator, [at, *operands], [f"{name}/{suffix}"], **attributes))
+        at = f"{name}/{suffix}"
+
+    def constant(suffix: str, value: np.generic) -> str:
+        constants.append(numpy_helper.from_array(np.asarray(value), f"{name}/{suffix}"))
+        return f"{name}/{suffix}"
+
+    if wire.scale is not None:
+        scale, zero_point = np.float32(wire.scale), np.float32(wire.zero_point or 0)
+        if wire.dtype == "int8":
+            then("DequantizeLinear", "scaled", constant("scale", scale), constant("zero", np.int8(0)))
+        else:  # DequantizeLinear takes other integers from opset 21 on
+            then("Cast", "cast", to=TensorProto.FLOAT)
+            then("Mul", "scaled", constant("scale", scale))
+        if zero_point:
+            then("Sub", "shifted", constant("zero_point", scale * zero_point))
     if wire.layout == "NHWC":
-        nodes.append(helper.make_node("Sub", [f"{name}/scaled", f"{name}/zero_point"], [f"{name}/nhwc"]))
-        nodes.append(helper.make_node("Transpose", [f"{name}/nhwc"], [real], perm=_TO_NCHW))
-    else:
-        nodes.append(helper.make_node("Sub", [f"{name}/scaled", f"{name}/zero_point"], [real]))
-    return nodes, constants, real
+        then("Transpose", "nchw", perm=_TO_NCHW)
+    return nodes, constants, at
 
 
 def remote_graph(graph: Graph, preprocessing: Preprocessing) -> ModelProto:
@@ -125,6 +136,29 @@ def remote_graph(graph: Graph, preprocessing: Preprocessing) -> ModelProto:
     shape = [1, preprocessing.height, preprocessing.width, preprocessing.source_channels]
     inputs = [helper.make_tensor_value_info(image, TensorProto.UINT8, shape)]
     return _checked(_model(graph, nodes, inputs, [_value(graph, name) for name in graph.outputs], constants))
+
+
+def whole_graph(remote: ModelProto) -> Graph:
+    """The model behind its preprocessing: takes `remote_graph` back.
+
+    Args:
+        remote: as a bundle has it, of any operator set.
+
+    Returns:
+        The float model with its own names; nodes and weights are the same, bit for bit, where the operator set is.
+
+    Raises:
+        UserError: the graph has no preprocessing in front.
+    """
+    behind = Graph(remote)
+    image = behind.inputs[0]
+    real = f"{image}/real"
+    if real not in behind.producer:
+        raise UserError(f'a graph that takes "{image}" has no preprocessing to take off', ["give a remote graph"])
+    front = behind.needed([real])
+    nodes = _renamed(_nodes(behind, behind.everything & ~front), {real: image})
+    inputs = [helper.make_tensor_value_info(image, TensorProto.FLOAT, behind.shapes[real])]
+    return Graph(_checked(_model(behind, nodes, inputs, [_value(behind, name) for name in behind.outputs])))
 
 
 def _model(

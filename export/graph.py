@@ -17,6 +17,9 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from splitboard.contract.errors import UserError
 
+_LAYERS = frozenset({"Add", "Conv", "ConvTranspose", "Gemm", "MatMul"})
+_ACTIVATIONS = frozenset({"Clip", "Relu"})
+
 NodeSet = int
 """Bit *i* is node *i*."""
 
@@ -118,6 +121,14 @@ class Graph:
     def n_bytes(self, name: str) -> int:
         """Bytes of a tensor as it is."""
         return self.size(name) * self.dtypes[name].itemsize
+
+    def is_fused(self, name: str) -> bool:
+        """Whether a tensor exists only inside of an operator on a board: a layer's output before its activation."""
+        if name not in self.producer or name in self.outputs:
+            return False
+        takers = [self.nodes[i].op_type for i in self.consumers.get(name, [])]
+        is_layer = self.nodes[self.producer[name]].op_type in _LAYERS
+        return is_layer and len(takers) == 1 and takers[0] in _ACTIVATIONS
 
     def is_float(self, name: str) -> bool:
         """Whether a tensor holds real numbers, which can be quantised."""

@@ -21,7 +21,8 @@ from export.graph import Graph
 from splitboard.contract.errors import UserError
 
 Attributes = Mapping[str, Any]
-Operator = Callable[[Sequence[Tensor], Attributes], Tensor]
+Operator = Callable[[Sequence[Any], Attributes], Tensor]
+"""Takes its operands, tensors or plain numbers."""
 
 
 def _pads(attributes: Attributes) -> tuple[int, int, int, int]:
@@ -73,21 +74,30 @@ def _reshape(x: Sequence[Tensor], attributes: Attributes) -> Tensor:
 
 def _max_pool(x: Sequence[Tensor], attributes: Attributes) -> Tensor:
     top, left, bottom, right = _pads(attributes)
-    image, padding = x[0], (top, left)
-    if (top, left) != (bottom, right):
-        image, padding = F.pad(image, (left, right, top, bottom), value=float("-inf")), (0, 0)
+    image = x[0]
+    if any((top, left, bottom, right)):
+        image = F.pad(image, (left, right, top, bottom), value=attributes[_LOWEST])
     return F.max_pool2d(
         image,
         attributes["kernel_shape"],
         attributes.get("strides", (1, 1)),
-        padding,
         ceil_mode=bool(attributes.get("ceil_mode", 0)),
     )
 
 
-def _hard_swish(x: Sequence[Tensor], attributes: Attributes) -> Tensor:
-    # 0.1667 in place of 1/6: the exact form is fused into HARD_SWISH, whose INT8 version no delegate accelerates.
-    return x[0] * (F.relu6(x[0] + 3.0) * 0.1667)
+_LOWEST = "lowest"
+"""What pads an image before its maximum is taken: 0 where nothing is below, since INT8 has no number for infinity."""
+
+
+def _lowest(graph: Graph, name: str) -> float:
+    """A number that no value of a tensor is below: 0 behind a rectifier."""
+    if name not in graph.producer:
+        return float("-inf")
+    maker = graph.nodes[graph.producer[name]]
+    if maker.op_type == "Clip":
+        low = maker.input[1] if len(maker.input) > 1 else ""
+        return 0.0 if low in graph.constants and float(graph.constant(low)) >= 0 else float("-inf")
+    return 0.0 if maker.op_type in ("Relu", "Sigmoid") else float("-inf")
 
 
 _OPERATORS: Mapping[str, Operator] = {
@@ -98,8 +108,6 @@ _OPERATORS: Mapping[str, Operator] = {
     "Flatten": lambda x, a: torch.flatten(x[0], a.get("axis", 1)),
     "Gemm": _gemm,
     "GlobalAveragePool": lambda x, a: x[0].mean((2, 3), keepdim=True),
-    "HardSigmoid": lambda x, a: F.hardsigmoid(x[0]),
-    "HardSwish": _hard_swish,
     "Identity": lambda x, a: x[0],
     "MaxPool": _max_pool,
     "Mul": lambda x, a: x[0] * x[1],
@@ -136,6 +144,8 @@ def _step(graph: Graph, node: NodeProto) -> _Step:
     attributes |= {
         f"input_{i}": graph.constant(name).tolist() for i, name in enumerate(node.input) if name and i in plain
     }
+    if node.op_type == "MaxPool":
+        attributes[_LOWEST] = _lowest(graph, node.input[0])
     operands = tuple(name for i, name in enumerate(node.input) if name and i not in plain)
     return _Step(_OPERATORS[node.op_type], operands, attributes, node.output[0])
 
@@ -147,9 +157,19 @@ class Replay(nn.Module):
         graph: the whole model.
         outputs: names of the tensors to return; one is returned bare, several as a tuple.
         constants: the model's constants as tensors, shared between modules; from `shared_constants`.
+        after: what to do to a tensor as soon as it is there, by name, the model's input included.
+
+    Attributes:
+        buffer_names: of the constants that are used, by name.
     """
 
-    def __init__(self, graph: Graph, outputs: Sequence[str], constants: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        outputs: Sequence[str],
+        constants: Mapping[str, Tensor],
+        after: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+    ) -> None:
         super().__init__()
         bits = 0
         for name in outputs:
@@ -157,18 +177,25 @@ class Replay(nn.Module):
         self._steps = [_step(graph, node) for i, node in enumerate(graph.nodes) if bits >> i & 1]
         self._image, self._outputs = graph.inputs[0], tuple(outputs)
         used = dict.fromkeys(name for step in self._steps for name in step.operands if name in constants)
-        self._buffer_names = {name: f"constant_{i}" for i, name in enumerate(used)}
-        for name, buffer in self._buffer_names.items():
+        # A scalar stays a plain number: as a tensor it makes the converter transpose around the operator.
+        self._scalars = {name: float(constants[name]) for name in used if constants[name].ndim == 0}
+        self.buffer_names = {name: f"constant_{i}" for i, name in enumerate(used) if name not in self._scalars}
+        for name, buffer in self.buffer_names.items():
             self.register_buffer(buffer, constants[name])
+        self._after = dict(after or {})
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Maps the model's input to the wanted tensors."""
-        values: dict[str, Tensor] = {self._image: image}
-        values.update({name: getattr(self, buffer) for name, buffer in self._buffer_names.items()})
+        values: dict[str, Any] = {self._image: self._finished(self._image, image), **self._scalars}
+        values.update({name: getattr(self, buffer) for name, buffer in self.buffer_names.items()})
         for step in self._steps:
-            values[step.result] = step.operator([values[name] for name in step.operands], step.attributes)
+            made = step.operator([values[name] for name in step.operands], step.attributes)
+            values[step.result] = self._finished(step.result, made)
         results = tuple(values[name] for name in self._outputs)
         return results if len(results) > 1 else results[0]
+
+    def _finished(self, name: str, value: Tensor) -> Tensor:
+        return self._after[name](value) if name in self._after else value
 
 
 def shared_constants(graph: Graph) -> dict[str, Tensor]:

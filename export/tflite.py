@@ -1,27 +1,30 @@
 """The float TFLite file of all edge graphs: one signature per split, one copy of every weight, ONNX's tensor names.
 
-Tensor names do not survive the converter. So every tensor of the converted file is matched by value, on one real
-sample, with a tensor of the ONNX graph, and gets its name back, as ``<signature>/<name>`` since a file's names must
-differ. From then on a range table by ONNX name fits the file.
+Tensor names do not survive the converter. So every tensor of the converted file is matched by value, on a few real
+samples, with a tensor of the ONNX graph, and gets its name back, as ``<signature>/<name>`` since a file's names must
+differ. From then on a range table by ONNX name fits the file. Names that would have fitted as well are told, so that
+whoever quantises can refuse where the choice matters.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
 import torch
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
-from ai_edge_litert.schema_py_generated import ModelT, SubGraphT, TensorType
+from ai_edge_litert.schema_py_generated import ModelT, SignatureDefT, SubGraphT, TensorType
 from ai_edge_litert.tools import flatbuffer_utils
 from numpy.typing import NDArray
 
 from export.graph import Graph
 from export.reference import reference_session
 from export.replay import Replay, shared_constants
+from export.signatures import cut_out, signature
 from splitboard.contract.errors import SplitboardError
 
 MATCH_LIMIT = 1e-3
@@ -31,6 +34,9 @@ Batch norms that were folded over nearly dead channels amplify float32's roundin
 are both this near, their ranges agree as closely, so either name serves."""
 
 IMAGE_RANK = 4
+
+_JOINED = "whole"
+"""Signature of the one conversion that most others are cut out of."""
 
 _REPEAT = "'"
 """Marks a second tensor with the values of the first, such as a flattened or a zero-padded copy."""
@@ -44,13 +50,32 @@ def onnx_name(tflite_name: str) -> str:
     return tflite_name.partition("/")[2].rstrip(_REPEAT)
 
 
-def convert(graph: Graph, signatures: Mapping[str, Sequence[str]], sample: NDArray[np.float32]) -> bytes:
+@dataclass(frozen=True)
+class FloatTflite:
+    """The converted file.
+
+    Attributes:
+        content: the file.
+        twins: by ONNX tensor that a tensor of the file was matched with, others of its size that have its values too.
+    """
+
+    content: bytes
+    twins: Mapping[str, tuple[str, ...]]
+
+
+def convert(
+    graph: Graph,
+    signatures: Mapping[str, Sequence[str]],
+    samples: Sequence[NDArray[np.float32]],
+    names: Collection[str],
+) -> FloatTflite:
     """Converts the edge graphs of all splits at once.
 
     Args:
         graph: the whole model.
         signatures: tensors to return by signature name; the signature's outputs get the tensors' names.
-        sample: one normalised real image, ``[1, c, h, w]``; tensors are matched on it.
+        samples: a few normalised real images, each ``[1, c, h, w]``; tensors are matched on them.
+        names: the tensors of the graph that the file may hold.
 
     Returns:
         A float TFLite file. Inputs and image-like outputs are NHWC.
@@ -59,26 +84,57 @@ def convert(graph: Graph, signatures: Mapping[str, Sequence[str]], sample: NDArr
         UserError: an operator has no TFLite form.
         SplitboardError: a tensor of the file has no partner in the graph.
     """
-    converted = _convert(graph, signatures, sample)
+    converted = _convert(graph, signatures, samples[0])
     model = flatbuffer_utils.read_model_from_bytearray(bytearray(converted))
-    values = _all_values(graph, sample)
+    values = _all_values(graph, samples, names)
     image = graph.inputs[0]
+    twins: dict[str, tuple[str, ...]] = {}
     for index, definition in enumerate(model.signatureDefs):
-        signature = definition.signatureKey.decode()
+        key = definition.signatureKey.decode()
         subgraph = model.subgraphs[definition.subgraphIndex]
-        names = _match(converted, index, subgraph, model, values, sample, image)
-        for position, name in names.items():
-            repeats = sum(other == name for earlier, other in names.items() if earlier < position)
-            subgraph.tensors[position].name = f"{signature}/{name}{_REPEAT * repeats}".encode()
+        found = _match(converted, index, subgraph, model, values, samples, image)
+        matched = {position: match.name for position, match in found.items()}
+        twins |= {match.name: match.twins for match in found.values()}
+        for position, name in matched.items():
+            repeats = sum(other == name for earlier, other in matched.items() if earlier < position)
+            subgraph.tensors[position].name = f"{key}/{name}{_REPEAT * repeats}".encode()
         definition.inputs[0].name = image.encode()
-        # The converter calls outputs output_0, output_1, ... in the order of the module's results.
-        by_number = sorted(definition.outputs, key=lambda output: int(output.name.decode().rsplit("_", 1)[1]))
-        for output, name in zip(by_number, signatures[signature], strict=True):
+        for output, name in zip(definition.outputs, signatures[key], strict=True):
             output.name = name.encode()
-    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+    return FloatTflite(bytes(flatbuffer_utils.convert_object_to_bytearray(model)), twins)
 
 
 def _convert(graph: Graph, signatures: Mapping[str, Sequence[str]], sample: NDArray[np.float32]) -> bytes:
+    """The converted file with all signatures.
+
+    Those whose outputs exist in the whole model are cut out of one conversion. A tensor inside of a fused operator is
+    there only if it is an output, which would take the fusion from all others; such a signature is converted alone.
+    """
+    apart = {key: names for key, names in signatures.items() if any(graph.is_fused(name) for name in names)}
+    joined = {key: names for key, names in signatures.items() if key not in apart}
+    everything = list(dict.fromkeys(name for names in joined.values() for name in names))
+    content = _converted(graph, {**({_JOINED: everything} if joined else {}), **apart}, sample)
+    model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+    sources = {
+        one.signatureKey.decode(): (model.subgraphs[one.subgraphIndex], _by_number(one)) for one in model.signatureDefs
+    }
+    subgraphs = []
+    for key, names in signatures.items():
+        source, indices = sources[key if key in apart else _JOINED]
+        wanted = names if key in apart else everything
+        subgraphs.append(cut_out(source, [indices[wanted.index(name)] for name in names], key))
+    model.subgraphs = subgraphs
+    model.signatureDefs = [signature(key, subgraphs[i], i) for i, key in enumerate(signatures)]
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+def _by_number(definition: SignatureDefT) -> list[int]:
+    """Tensor indices of a signature's outputs. The converter numbers them in the order of the module's results."""
+    by_number = sorted(definition.outputs, key=lambda output: int(output.name.decode().rsplit("_", 1)[1]))
+    return [output.tensorIndex for output in by_number]
+
+
+def _converted(graph: Graph, signatures: Mapping[str, Sequence[str]], sample: NDArray[np.float32]) -> bytes:
     os.environ.setdefault("LITERT_TORCH_SHOW_PROGRESS", "n")
     constants = shared_constants(graph)
     nhwc = (torch.from_numpy(np.ascontiguousarray(sample.transpose(0, 2, 3, 1))),)
@@ -88,28 +144,39 @@ def _convert(graph: Graph, signatures: Mapping[str, Sequence[str]], sample: NDAr
         import litert_torch
 
         chain = litert_torch
-        for signature, outputs in signatures.items():
+        for key, outputs in signatures.items():
             images = [i for i, name in enumerate(outputs) if len(graph.shapes[name]) == IMAGE_RANK]
             module = Replay(graph, outputs, constants).eval()
             module = litert_torch.to_channel_last_io(module, args=[0], outputs=images).eval()
-            chain = chain.signature(signature, module, nhwc)
+            chain = chain.signature(key, module, nhwc)
         content: bytes = chain.convert().model_content()
     return content
 
 
-def _all_values(graph: Graph, sample: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-    """Every float tensor of the graph for one sample, in the edge's layout."""
-    names = [name for node in graph.nodes for name in node.output if name]
+def _all_values(
+    graph: Graph, samples: Sequence[NDArray[np.float32]], names: Collection[str]
+) -> dict[str, NDArray[np.float32]]:
+    """These tensors of the graph for all samples, ``[samples, ...]``, in the edge's layout."""
+    made = [name for name in names if name in graph.producer]
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
     del model.graph.output[:]
-    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
-    results = reference_session(model).run(names, {graph.inputs[0]: sample})
-    return {name: _edge_layout(value) for name, value in zip(names, results, strict=True)}
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in made)
+    session = reference_session(model)
+    results = [session.run(made, {graph.inputs[0]: sample}) for sample in samples]
+    return {name: np.stack([_edge_layout(one[i]) for one in results]) for i, name in enumerate(made)}
 
 
 def _edge_layout(value: NDArray[np.float32]) -> NDArray[np.float32]:
     return value.transpose(0, 2, 3, 1) if value.ndim == IMAGE_RANK else value
+
+
+@dataclass(frozen=True)
+class _Match:
+    """A tensor's name, and others that would have fitted."""
+
+    name: str
+    twins: tuple[str, ...]
 
 
 def _match(
@@ -118,10 +185,29 @@ def _match(
     subgraph: SubGraphT,
     model: ModelT,
     values: Mapping[str, NDArray[np.float32]],
-    sample: NDArray[np.float32],
+    samples: Sequence[NDArray[np.float32]],
     image: str,
-) -> dict[int, str]:
-    """ONNX name of every activation of one signature's subgraph, by tensor index."""
+) -> dict[int, _Match]:
+    """The ONNX tensor of every activation of one signature's subgraph, by tensor index."""
+    seen = _tflite_values(content, subgraph_index, subgraph, model, samples)
+    found = {subgraph.inputs[0]: _Match(image, ())}
+    for operator in subgraph.operators:
+        if flatbuffer_utils.opcode_to_name(model, operator.opcodeIndex) in _MOVES and operator.inputs[0] in found:
+            found[operator.outputs[0]] = _Match(found[operator.inputs[0]].name, ())
+        for index in operator.outputs:
+            if index in seen and index not in found:
+                found[index] = _nearest(seen[index], values, subgraph.tensors[index].name.decode())
+    return found
+
+
+def _tflite_values(
+    content: bytes,
+    subgraph_index: int,
+    subgraph: SubGraphT,
+    model: ModelT,
+    samples: Sequence[NDArray[np.float32]],
+) -> dict[int, NDArray[np.float32]]:
+    """Every float activation of one signature's subgraph for all samples, ``[samples, ...]``, by tensor index."""
     interpreter = Interpreter(
         model_content=content,
         # A delegate would hide the tensors inside.
@@ -131,35 +217,32 @@ def _match(
     signature = list(interpreter.get_signature_list())[subgraph_index]
     runner = interpreter.get_signature_runner(signature)
     (argument,) = interpreter.get_signature_list()[signature]["inputs"]
-    runner(**{argument: np.ascontiguousarray(_edge_layout(sample))})
-    names: dict[int, str] = {subgraph.inputs[0]: image}
-    for operator in subgraph.operators:
-        if flatbuffer_utils.opcode_to_name(model, operator.opcodeIndex) in _MOVES:
-            names[operator.outputs[0]] = names[operator.inputs[0]]
-        for index in operator.outputs:
-            if subgraph.tensors[index].type == TensorType.FLOAT32 and index not in names:
-                value = interpreter.get_tensor(index, model.signatureDefs[subgraph_index].subgraphIndex)
-                names[index] = _nearest(value, values, subgraph.tensors[index].name.decode())
-    return names
+    wanted = [
+        index
+        for operator in subgraph.operators
+        for index in operator.outputs
+        if subgraph.tensors[index].type == TensorType.FLOAT32
+    ]
+    collected: dict[int, list[NDArray[np.float32]]] = {index: [] for index in wanted}
+    for sample in samples:
+        runner(**{argument: np.ascontiguousarray(_edge_layout(sample))})
+        for index, values in collected.items():
+            values.append(interpreter.get_tensor(index, model.signatureDefs[subgraph_index].subgraphIndex))
+    return {index: np.stack(values) for index, values in collected.items()}
 
 
-def _nearest(value: NDArray[np.float32], values: Mapping[str, NDArray[np.float32]], found_as: str) -> str:
-    """Name of the ONNX tensor with these values; shapes may differ by reshaping.
-
-    Two ONNX tensors with the same values (a flattened copy, say) have the same range, so either name will do.
-    """
+def _nearest(value: NDArray[np.float32], values: Mapping[str, NDArray[np.float32]], found_as: str) -> _Match:
+    """The ONNX tensor with these values; shapes may differ by reshaping."""
     flat = value.reshape(-1)
-    best, best_error = "", np.inf
+    errors: dict[str, float] = {}
     for name, candidate in values.items():
-        if candidate.size != flat.size:
-            continue
-        scale = float(np.abs(candidate).max())
-        error = float(np.abs(candidate.reshape(-1) - flat).max()) / (scale or 1.0)
-        if error < best_error:
-            best, best_error = name, error
-    if not best_error <= MATCH_LIMIT:
+        if candidate.size == flat.size:
+            scale = float(np.abs(candidate).max())
+            errors[name] = float(np.abs(candidate.reshape(-1) - flat).max()) / (scale or 1.0)
+    best = min(errors, key=lambda name: errors[name], default="")
+    if not errors.get(best, np.inf) <= MATCH_LIMIT:
         raise SplitboardError(
-            f'tensor "{found_as}" {list(value.shape)} of the TFLite file matches no tensor of model.onnx '
-            f'(nearest: "{best}", off by {best_error:.1e})'
+            f'tensor "{found_as}" {list(value.shape[1:])} of the TFLite file matches no tensor of model.onnx '
+            f'(nearest: "{best}", off by {errors.get(best, np.inf):.1e})'
         )
-    return best
+    return _Match(best, tuple(name for name, error in errors.items() if name != best and error <= MATCH_LIMIT))

@@ -48,7 +48,7 @@ class Engine(Protocol):
 
 def edge_splits(splits: Sequence[Split]) -> Dict[str, Split]:
     """The splits that have an edge half, by id."""
-    return {split.id: split for split in splits if split.edge_signature is not None}
+    return {split.id: split for split in splits if split.edge is not None}
 
 
 def made_tensors(bundle: Bundle, split: Split) -> Tuple[TensorSpec, ...]:

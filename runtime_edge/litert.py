@@ -75,6 +75,13 @@ class _Output(NamedTuple):
     scores: Optional[TensorSpec]
 
 
+def _one_file(splits: Dict[str, Split]) -> str:
+    files = sorted({split.edge for split in splits.values() if split.edge is not None})
+    if len(files) != 1 or not files[0].endswith(".tflite"):
+        raise UserError(f'the splits run "{", ".join(files)}", LiteRT runs one .tflite file', ["name other splits"])
+    return files[0]
+
+
 class LiteRtEngine:
     """One interpreter for the bundle's one edge file, one signature per split.
 
@@ -90,9 +97,9 @@ class LiteRtEngine:
             raise UserError(f'threads is "{threads}"', ["--threads 1"])
         self._found = find_interpreter()
         self.name = self._found.name
-        self._path = folder / bundle.edge_file
         self._bundle = bundle
         self._splits = edge_splits(splits)
+        self._path = folder / _one_file(self._splits)
         self._threads = threads
         self._runners: Dict[str, Tuple[Any, str, List[_Output]]] = {}
 

@@ -13,7 +13,7 @@ from runtime_edge.link import Link
 from splitboard.contract.bundle import Bundle, Split
 from splitboard.contract.errors import UserError
 from splitboard.contract.interface import WireError, interface
-from splitboard.contract.preprocess import prepare, quantise
+from splitboard.contract.preprocess import edge_image, prepare
 from splitboard.contract.wire import HEADER_LENGTH, decode_reply, encode_request, parse_server_timing
 
 Array = NDArray[Any]
@@ -87,7 +87,7 @@ class Pipeline:
         """
         start_ns = perf_counter_ns()
         pixels = prepare(image[None], self._spec)
-        prepared: Array = pixels if split.is_remote else quantise(pixels, self._table)
+        prepared: Array = pixels if split.is_remote else edge_image(pixels, self._table)
         prepared_ns = perf_counter_ns()
         if split.is_remote:
             tensors: Dict[str, Array] = {split.tensors[0].name: prepared}

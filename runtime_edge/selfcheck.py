@@ -11,7 +11,7 @@ import numpy as np
 from runtime_edge.engine import Engine
 from splitboard.contract.bundle import Bundle, Split
 from splitboard.contract.errors import UserError
-from splitboard.contract.preprocess import quantise
+from splitboard.contract.preprocess import edge_image
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def selfcheck(folder: Path, bundle: Bundle, engine: Engine) -> SelfCheck:
         )
     error = {task.name: 0.0 for task in bundle.tasks}
     for i, image in enumerate(images):
-        scores = engine.infer(split.id, quantise(image[None], table))
+        scores = engine.infer(split.id, edge_image(image[None], table))
         for task in error:
             off = np.abs(scores[task][0].astype(np.float64) - arrays[task][i])
             error[task] = float(np.maximum(error[task], off.max()))  # np.maximum keeps nan, max() may drop it

@@ -15,7 +15,7 @@ from splitboard.contract.bundle import TensorSpec, bundle_sha256, load_bundle
 from splitboard.contract.errors import UserError
 from splitboard.contract.interface import Interface, interface
 
-_ORT_TYPES = {"uint8": "tensor(uint8)", "int8": "tensor(int8)", "float32": "tensor(float)"}
+_ORT_TYPES = {"uint8": "tensor(uint8)", "int8": "tensor(int8)", "int16": "tensor(int16)", "float32": "tensor(float)"}
 _ORT_LOG_ERRORS = 3
 
 

@@ -93,18 +93,18 @@ def tiny_model(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
 def tiny_bundle(tiny_model: Path, tiny_samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle: remote only, two cuts, local only."""
     from boards.kinds import this_machine
+    from calib.dataset import MOST_IMAGES, calibration_set
     from export.choice import choose
     from export.model import load_model
     from export.splits import list_splits
-    from splitboard.cli.build import build_bundle
-    from splitboard.contract.samples import load_samples
+    from splitboard.cli.build import BuildRequest, build_bundle
 
     model = load_model(tiny_model)
     splits = list_splits(model)
     chosen = choose(model, splits, "blocks.0,blocks.1")
     target = tmp_path_factory.mktemp("bundle") / "tiny"
-    samples = load_samples(tiny_samples, channels=1)
-    build_bundle(model, splits, chosen, samples, this_machine(), target, lambda what, done, total: None)
+    with calibration_set(str(tiny_samples), 1, MOST_IMAGES, target) as data:
+        build_bundle(model, splits, BuildRequest(chosen, this_machine()), data, target, lambda what, done, total: None)
     return target
 
 

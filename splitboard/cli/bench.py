@@ -14,16 +14,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import typer
 
 from boards.zipapp import NAME, build_zipapp
+from calib.gate.deployed import float_outputs
 from runtime_edge.environment import read_environment
 from splitboard.cli.console import steps
 from splitboard.contract import record as contract
 from splitboard.contract.bundle import Bundle, bundle_sha256
 from splitboard.contract.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_USER_ERROR, SplitboardError
-from splitboard.contract.preprocess import prepare
 from splitboard.contract.record import FLOAT_REFERENCE, RunRecord, read_records, write_records
 from splitboard.contract.samples import Samples, load_samples
 
@@ -119,16 +118,9 @@ def float_reference(
 ) -> RunRecord:
     """The float model's outputs on the same images, computed here in one piece by ONNX Runtime. Nothing is timed."""
     samples = _limited(load_samples(request.data, bundle.preprocessing.source_channels), request.limit)
-    remote = bundle.splits[0]
-    options = ort.SessionOptions()
-    session = ort.InferenceSession(str(bundle_folder / str(remote.server)), options, providers=["CPUExecutionProvider"])
-    names = [task.name for task in bundle.tasks]
     runtime = f"onnxruntime {version('onnxruntime')}"
     before = read_environment(runtime)
-    results = []
-    for done, image in enumerate(samples.images, 1):
-        results.append(session.run(names, {remote.tensors[0].name: prepare(image[None], bundle.preprocessing)}))
-        on_sample("float reference", done, len(samples))
+    outputs = float_outputs(bundle_folder, bundle, samples.images, on_sample)
     return RunRecord(
         schema_version=contract.SCHEMA_VERSION,
         run_id=uuid.uuid4().hex,
@@ -146,8 +138,8 @@ def float_reference(
         spans_ns={},
         total_ns=(),
         outputs={
-            name: tuple(tuple(float(score) for score in np.ravel(result[i])) for result in results)
-            for i, name in enumerate(names)
+            task: tuple(tuple(float(score) for score in np.ravel(row)) for row in rows)
+            for task, rows in outputs.items()
         },
         labels={task: tuple(int(label) for label in labels) for task, labels in samples.labels.items()},
         windows=(),

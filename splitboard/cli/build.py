@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from calib.artefact import accelerated_partitions, count_operators, io_specs
-from calib.dead_channels import floor_dead_channels
-from calib.quantise import quantise_tflite
-from calib.ranges import RangeTable, collect_ranges
+from calib.artefact import accelerated_partitions, constant_bytes
+from calib.dataset import CalibrationSet, hold_out
+from calib.gate.deployed import edge_engine
+from calib.keep_float import resolve
+from calib.recipe import Prepared, Recipe, prepare
 from export.choice import Choice
 from export.cut import remote_graph, wire_server_graph
 from export.metadata import describe
@@ -24,22 +26,22 @@ from export.model import Model
 from export.opset import lower_opset
 from export.reference import reference_session, relative_error
 from export.splits import LOCAL, SplitPoint, Splits
-from export.tflite import convert
 from export.verify import LIMIT, verify_cut
-from runtime_edge.litert import LiteRtEngine
+from splitboard.cli.edge_half import N_MATCHED, EdgeHalf, judges, onnx_half, tflite_half
 from splitboard.contract import bundle as contract
 from splitboard.contract.board import BoardKind
-from splitboard.contract.bundle import Artifact, Bundle, Calibration, Split, TensorSpec
+from splitboard.contract.bundle import Artifact, Bundle, Calibration, Quantisation, Split, TensorSpec
 from splitboard.contract.decode import to_json
 from splitboard.contract.errors import SplitboardError, UserError
 from splitboard.contract.folder import new_folder
-from splitboard.contract.preprocess import normalise, prepare, quantise
-from splitboard.contract.samples import Samples
+from splitboard.contract.preprocess import edge_image, normalise
 from splitboard.report.outputs import BuildOutput
 
-EDGE_FILE = "edge/edge.int8.tflite"
 GOLDEN_FILE = "golden/golden.npz"
 RANGES_FILE = "calibration/ranges.json"
+BIASES_FILE = "calibration/biases.npz"
+"""Corrected biases by the name of the tensor that the layer makes; with the ranges, all that calibration found."""
+
 SAMPLES_FILE = "calibration/samples.txt"
 N_GOLDEN = 8
 N_VERIFIED = 4
@@ -52,78 +54,76 @@ class Halves:
     """What the splits are made of, before it is written.
 
     Attributes:
-        edge: the INT8 TFLite file.
-        edge_input: its input.
+        edge: the edge halves.
         splits: remote only first, local only last.
         servers: server graph by split id.
-        notes: what was changed on the way and is worth knowing.
     """
 
-    edge: bytes
-    edge_input: TensorSpec
+    edge: EdgeHalf
     splits: tuple[Split, ...]
     servers: dict[str, onnx.ModelProto]
-    notes: tuple[str, ...]
 
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, steps done, steps in all)."""
 
 
+@dataclass(frozen=True)
+class BuildRequest:
+    """What to build.
+
+    Attributes:
+        chosen: the cuts that the bundle serves, beside remote only and local only.
+        kind: of the board that the edge half is for.
+        recipe: how its edge half is quantised.
+        licenses: texts to put into the bundle.
+        server_opset: operator set of the server graphs; ``None`` keeps the model's.
+    """
+
+    chosen: Sequence[Choice]
+    kind: BoardKind
+    recipe: Recipe = field(default_factory=Recipe)
+    licenses: Sequence[Path] = ()
+    server_opset: int | None = None
+
+
 def build_bundle(
-    model: Model,
-    splits: Splits,
-    chosen: Sequence[Choice],
-    calibration: Samples,
-    kind: BoardKind,
-    target: Path,
-    progress: Progress,
-    *,
-    licenses: Sequence[Path] = (),
-    server_opset: int | None = None,
+    model: Model, splits: Splits, request: BuildRequest, data: CalibrationSet, target: Path, progress: Progress
 ) -> Bundle:
     """Builds a bundle.
 
     Args:
         model: the exported model.
         splits: all split points of it.
-        chosen: the cuts that the bundle serves, beside remote only and local only.
-        calibration: source images.
-        kind: of the board that the edge half is for.
+        request: what to build.
+        data: calibration images.
         target: folder to write.
         progress: told about every step.
-        licenses: texts to put into the bundle.
-        server_opset: operator set of the server graphs; ``None`` keeps the model's.
 
     Raises:
-        UserError: the model, the calibration images or the opset do not fit.
+        UserError: the model, the calibration images or the request do not fit.
         SplitboardError: a cut, a conversion or a quantisation does not hold.
     """
     check_buildable(model)
     spec = model.info.declared()
-    pixels = prepare(calibration.images, spec)
+    pixels = np.concatenate(list(data.subset(range(min(N_GOLDEN, len(data)))).pixels(spec)))
     inputs = normalise(pixels, spec)
     samples = [{model.graph.inputs[0]: inputs[i : i + 1]} for i in range(min(N_VERIFIED, len(inputs)))]
     errors: dict[str, dict[str, float]] = {}
-    for done, choice in enumerate(chosen):
-        progress(f"verify {choice.point.id}", done, len(chosen))
+    for done, choice in enumerate(request.chosen):
+        progress(f"verify {choice.point.id}", done, len(request.chosen))
         errors[choice.point.id] = verify_cut(model.graph, choice.cut, samples)
-    progress("verify", len(chosen), len(chosen))
-    table = collect_ranges(
-        model.graph,
-        (inputs[i : i + 1] for i in range(len(inputs))),
-        lambda done: progress("calibrate", done, len(inputs)),
-    )
-    halves = _make_halves(model, splits, chosen, errors, inputs, table, progress)
-    if server_opset is not None:
-        servers = {split_id: lower_opset(server, server_opset) for split_id, server in halves.servers.items()}
+    progress("verify", len(request.chosen), len(request.chosen))
+    halves = _make_halves(model, splits, request, errors, data, inputs, progress)
+    if request.server_opset is not None:
+        servers = {name: lower_opset(server, request.server_opset) for name, server in halves.servers.items()}
         halves = replace(halves, servers=servers)
     for split_id, server in halves.servers.items():
         describe(server, _server_notes(model, split_id, server))
-    golden = _golden(model, pixels[:N_GOLDEN], inputs[:N_GOLDEN], halves.servers[splits.remote.id])
+    golden = _golden(model, pixels, inputs, halves.servers[splits.remote.id])
     with new_folder(target, contract.MANIFEST) as folder:
-        _write_files(folder, halves, table, calibration, golden, licenses)
-        bundle = _manifest(model, halves, table, calibration, kind, folder)
+        _write_files(folder, halves, data, golden, request.licenses)
+        bundle = _manifest(model, halves, data, request, folder)
         contract.write_manifest(folder, bundle)
         tolerance = _golden_tolerance(folder, bundle, golden)
         bundle = replace(bundle, golden_tolerance=tolerance)
@@ -167,36 +167,67 @@ def check_buildable(model: Model) -> None:
 def _make_halves(
     model: Model,
     splits: Splits,
-    chosen: Sequence[Choice],
+    request: BuildRequest,
     errors: dict[str, dict[str, float]],
+    data: CalibrationSet,
     inputs: NDArray[np.float32],
-    table: RangeTable,
     progress: Progress,
 ) -> Halves:
-    graph, image = model.graph, model.graph.inputs[0]
-    signatures: dict[str, Sequence[str]] = {choice.point.id: _edge_outputs(choice, image) for choice in chosen}
-    signatures[LOCAL] = graph.outputs
-    progress("convert", 0, 1)
-    edge_graph, floored = floor_dead_channels(graph, table)
-    floating = convert(edge_graph, signatures, inputs[:1])
-    progress("convert", 1, 1)
-    progress("quantise", 0, 1)
-    edge = quantise_tflite(floating, table)
-    progress("quantise", 1, 1)
-    edge_input, _ = io_specs(edge, LOCAL, image)
-    servers = {splits.remote.id: remote_graph(graph, model.info.declared())}
+    image = model.graph.inputs[0]
+    wanted: dict[str, Sequence[str]] = {choice.point.id: _edge_outputs(choice, image) for choice in request.chosen}
+    wanted[LOCAL] = model.graph.outputs
+    samples = [inputs[i : i + 1] for i in range(min(N_MATCHED, len(inputs)))]
+    edge = _edge_half(model, wanted, request, data, samples, progress)
+    servers = {splits.remote.id: remote_graph(model.graph, model.info.declared())}
     source = TensorSpec(image, splits.remote.crossing[0].shape, "uint8", "NHWC")
     halves = [_split(splits.remote, None, (source,), (), {})]
-    for choice in chosen:
-        _, outputs = io_specs(edge, choice.point.id, image)
-        wires = tuple({**outputs, image: edge_input}[name] for name in choice.cut.crossing)
-        servers[choice.point.id] = wire_server_graph(graph, choice.cut, wires)
-        halves.append(_split(choice.point, choice.point.id, wires, choice.cut.local, errors[choice.point.id]))
-    halves.append(_split(splits.local, LOCAL, (), tuple(graph.outputs), {}))
-    notes = [
-        f"{one.channels} dead channels of {one.node} were given a weight that carries their bias" for one in floored
-    ]
-    return Halves(edge, edge_input, tuple(halves), servers, tuple(notes))
+    for choice in request.chosen:
+        specs = {**edge.outputs[choice.point.id], image: edge.input}
+        wires = tuple(specs[name] for name in choice.cut.crossing)
+        servers[choice.point.id] = wire_server_graph(model.graph, choice.cut, wires)
+        halves.append(_split(choice.point, edge, wires, choice.cut.local, errors[choice.point.id]))
+    halves.append(_split(splits.local, edge, (), tuple(model.graph.outputs), {}))
+    return Halves(edge, tuple(halves), servers)
+
+
+def _edge_half(
+    model: Model,
+    wanted: dict[str, Sequence[str]],
+    request: BuildRequest,
+    data: CalibrationSet,
+    samples: Sequence[NDArray[np.float32]],
+    progress: Progress,
+) -> EdgeHalf:
+    """Calibrates and quantises, in the format of the board."""
+    graph, spec = model.graph, model.info.declared()
+    crossing = {name for names in wanted.values() for name in names}
+    recipe = replace(request.recipe, keep_float=resolve(graph, model.info.scopes, request.recipe.keep_float, crossing))
+    calibrating, judging = data, None
+    if len(recipe.candidates) > 1:
+        calibrating, held_out = hold_out(data)
+        judging = judges(graph, held_out, spec)
+    n_images = len(calibrating)
+    prepared = prepare(
+        graph, crossing, calibrating.inputs(spec), recipe, lambda done: progress("calibrate", done, n_images)
+    )
+    if request.kind.format == "tflite":
+        edge = tflite_half(prepared, wanted, LOCAL, samples, recipe, judging, progress)
+    else:
+        edge = onnx_half(prepared, wanted, LOCAL, recipe, judging, progress)
+    return replace(edge, notes=(*_preparation_notes(prepared, recipe, len(data)), *edge.notes))
+
+
+def _preparation_notes(prepared: Prepared, recipe: Recipe, n_images: int) -> list[str]:
+    notes = []
+    if n_images < MIN_CALIBRATION:
+        notes.append(f"only {n_images} calibration images, {MIN_CALIBRATION} or more are wise")
+    if recipe.equalise:
+        notes.append(f"{prepared.equalised} pairs of layers were scaled to equal ranges")
+    if recipe.keep_float:
+        notes.append(f"in float as asked for: {', '.join(recipe.keep_float)}")
+    if recipe.precision == "int16x8":
+        notes.append("int16x8 is an accuracy reference: no kernel accelerates it, so its times mean nothing")
+    return notes
 
 
 def _edge_outputs(choice: Choice, image: str) -> list[str]:
@@ -207,18 +238,20 @@ def _edge_outputs(choice: Choice, image: str) -> list[str]:
 
 def _split(
     point: SplitPoint,
-    edge_signature: str | None,
+    edge: EdgeHalf | None,
     wires: tuple[TensorSpec, ...],
     local_tasks: tuple[str, ...],
     errors: dict[str, float],
 ) -> Split:
+    half = LOCAL if point.scope == LOCAL else point.id
     return Split(
         id=point.id,
         scope=point.scope,
         natural=point.natural,
         tensors=wires,
         local_tasks=local_tasks,
-        edge_signature=edge_signature,
+        edge=None if edge is None else edge.paths[half],
+        edge_signature=None if edge is None else edge.signatures.get(half),
         server=f"server/{point.id}.onnx" if wires else None,
         edge_macs=point.edge_macs,
         server_macs=point.server_macs,
@@ -248,20 +281,21 @@ def _golden(
 def _write_files(
     folder: Path,
     halves: Halves,
-    table: RangeTable,
-    calibration: Samples,
+    data: CalibrationSet,
     golden: dict[str, NDArray[Any]],
     licenses: Sequence[Path],
 ) -> None:
     for name in ("edge", "server", "golden", "calibration"):
         (folder / name).mkdir()
-    (folder / EDGE_FILE).write_bytes(halves.edge)
+    for path, content in halves.edge.files.items():
+        (folder / path).write_bytes(content)
     for split_id, server in halves.servers.items():
         onnx.save(server, folder / "server" / f"{split_id}.onnx")
     # numpy types all keyword arguments as its own option allow_pickle.
     np.savez(folder / GOLDEN_FILE, **golden)  # type: ignore[arg-type]
-    (folder / RANGES_FILE).write_text(to_json(table, indent=1) + "\n", encoding="utf-8")
-    (folder / SAMPLES_FILE).write_text("\n".join(sorted(calibration.hashes)) + "\n", encoding="utf-8")
+    np.savez(folder / BIASES_FILE, **halves.edge.prepared.biases)  # type: ignore[arg-type]
+    (folder / RANGES_FILE).write_text(to_json(halves.edge.table, indent=1) + "\n", encoding="utf-8")
+    (folder / SAMPLES_FILE).write_text("\n".join(sorted(data.hashes)) + "\n", encoding="utf-8")
     if licenses:
         (folder / "licenses").mkdir()
     for text in licenses:
@@ -271,9 +305,8 @@ def _write_files(
 _FORMATS = {".tflite": "tflite", ".onnx": "onnx", ".npz": "npz", ".json": "json"}
 
 
-def _manifest(
-    model: Model, halves: Halves, table: RangeTable, calibration: Samples, kind: BoardKind, folder: Path
-) -> Bundle:
+def _manifest(model: Model, halves: Halves, data: CalibrationSet, request: BuildRequest, folder: Path) -> Bundle:
+    edge = halves.edge
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     tools = ("ai-edge-litert", "litert-quantizer", "litert-torch", "numpy", "onnxruntime", "splitboard")
     return Bundle(
@@ -281,11 +314,10 @@ def _manifest(
         name=model.info.name,
         model_sha256=model.info.model_sha256,
         checkpoint_sha256=model.info.checkpoint_sha256,
-        board=kind.name,
-        precision="int8",
+        board=request.kind.name,
         tasks=model.info.tasks,
         input=model.info.inputs[0],
-        edge_input=halves.edge_input,
+        edge_input=edge.input,
         preprocessing=model.info.declared(),
         splits=halves.splits,
         artifacts=tuple(
@@ -297,20 +329,34 @@ def _manifest(
             )
             for path in files
         ),
-        calibration=Calibration(table.method, table.n_samples, calibration.sha256),
+        calibration=Calibration(
+            n_samples=edge.table.n_samples,
+            n_held_out=len(data) - edge.table.n_samples,
+            n_duplicates=data.n_duplicates,
+            strata=data.strata,
+            sha256=hashlib.sha256("\n".join(sorted(data.hashes)).encode()).hexdigest(),
+        ),
+        quantisation=Quantisation(
+            precision=request.recipe.precision,
+            ranges=edge.choice.method,
+            errors=edge.choice.errors,
+            equalised=edge.prepared.equalised,
+            corrected=len(edge.prepared.biases),
+            keep_float=edge.keep_float,
+        ),
         golden=GOLDEN_FILE,
         golden_tolerance={},
-        operators=count_operators(halves.edge),
-        notes=halves.notes,
+        operators=edge.operators,
+        notes=edge.notes,
         tool_versions={**model.info.tool_versions, **{tool: version(tool) for tool in tools}},
     )
 
 
 def _golden_tolerance(folder: Path, bundle: Bundle, golden: dict[str, NDArray[Any]]) -> dict[str, float]:
-    """By task, twice the largest |INT8 - float| seen here: interpreters differ in rounding by some steps of a scale."""
+    """By task, twice the largest |edge - float| seen here: interpreters differ in rounding by some steps of a scale."""
     local = bundle.splits[-1]
-    edge_inputs = quantise(golden["images"].astype(np.uint8, copy=False), bundle.input_table())
-    with LiteRtEngine(folder, bundle, [local]) as engine:
+    edge_inputs = edge_image(golden["images"].astype(np.uint8, copy=False), bundle.input_table())
+    with edge_engine(folder, bundle, [local]) as engine:
         results = [engine.infer(local.id, sample[None]) for sample in edge_inputs]
     return {
         task.name: 2 * float(np.abs(np.concatenate([r[task.name] for r in results]) - golden[task.name]).max())
@@ -321,13 +367,16 @@ def _golden_tolerance(folder: Path, bundle: Bundle, golden: dict[str, NDArray[An
 def build_output(target: Path, bundle: Bundle, chosen: Sequence[Choice]) -> BuildOutput:
     """What ``build`` tells about a bundle."""
     warnings = []
-    if bundle.calibration.n_samples < MIN_CALIBRATION:
-        warnings.append(f"only {bundle.calibration.n_samples} calibration images, {MIN_CALIBRATION} or more are wise")
     for signature, operators in bundle.operators.items():
         for name in ("TRANSPOSE", "QUANTIZE", "DEQUANTIZE"):
             if operators.get(name):
                 warnings.append(f"signature {signature} holds {operators[name]} {name}")
-    partitions = accelerated_partitions((target / bundle.edge_file).read_bytes())
+    partitions: dict[str, int | None] = {}
+    weights = None
+    for path in bundle.edge_files:
+        if path.endswith(".tflite"):
+            content = (target / path).read_bytes()
+            partitions, weights = accelerated_partitions(content), constant_bytes(content)
     warnings += [
         f"signature {signature} runs in {'unknown' if parts is None else parts} accelerated parts instead of one"
         for signature, parts in partitions.items()
@@ -339,10 +388,13 @@ def build_output(target: Path, bundle: Bundle, chosen: Sequence[Choice]) -> Buil
         board=bundle.board,
         precision=bundle.precision,
         splits=tuple(split.id for split in bundle.splits),
-        edge_bytes=(target / bundle.edge_file).stat().st_size,
+        edge_bytes=sum((target / path).stat().st_size for path in bundle.edge_files),
+        weight_bytes=weights,
         operators=bundle.operators,
         accelerated_partitions=partitions,
         float_error={split.id: split.float_error for split in bundle.splits if split.float_error},
         reasons={choice.point.id: choice.reason for choice in chosen if choice.reason is not None},
+        calibration=bundle.calibration,
+        quantisation=bundle.quantisation,
         warnings=(*warnings, *bundle.notes),
     )

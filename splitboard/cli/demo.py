@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from boards.kinds import this_machine
+from calib.dataset import MOST_IMAGES, calibration_set
 from export.choice import choose
 from export.exported import ExportRequest
 from export.exporter import export_model
@@ -15,11 +16,11 @@ from export.model import load_model
 from export.spec import read_spec
 from export.splits import list_splits
 from splitboard.cli.bench import BenchRequest, bench, serving
-from splitboard.cli.build import build_bundle
+from splitboard.cli.build import BuildRequest, build_bundle
 from splitboard.cli.console import steps
 from splitboard.contract.bundle import Bundle
 from splitboard.contract.record import RunRecord
-from splitboard.contract.samples import load_samples, save_samples
+from splitboard.contract.samples import save_samples
 from splitboard.report.page import LOOPBACK, write_report
 from splitboard.report.results import Summary, summarise
 from splitboard.zoo import elpv
@@ -81,22 +82,14 @@ def run_demo(out: Path, *, energy: bool, limit: int | None) -> DemoRun:
         show("export", 1, 1)
         model = load_model(out / "model")
         splits = list_splits(model)
-        samples = load_samples(calibration, spec.preprocessing.source_channels)
-        bundle = build_bundle(
-            model,
-            splits,
-            choose(model, splits, SPLITS),
-            samples,
-            this_machine(),
-            out / "bundle",
-            show,
-            licenses=[zoo / "elpv_lite0.md"],
-        )
+        request = BuildRequest(choose(model, splits, SPLITS), this_machine(), licenses=[zoo / "elpv_lite0.md"])
+        with calibration_set(str(calibration), spec.preprocessing.source_channels, MOST_IMAGES, out) as images:
+            bundle = build_bundle(model, splits, request, images, out / "bundle", show)
     with serving(out / "bundle") as url:
-        request = BenchRequest(
+        measured = BenchRequest(
             data=test, server=url, splits=["all"], out=out / "runs" / "demo.jsonl", energy=energy, limit=limit
         )
-        records = bench(out / "bundle", bundle, request)
+        records = bench(out / "bundle", bundle, measured)
     report = out / "report.html"
     write_report(report, records, bundle, COMMAND, LOOPBACK)
     return DemoRun(summarise(records, bundle), bundle, tuple(records), report)

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from export.splits import SplitPoint
 from splitboard.contract.board import BoardKind
-from splitboard.report.outputs import TrainOutput
+from splitboard.report.outputs import BuildOutput, TrainOutput
 
 _FILE_COLUMNS = 150
 """Width where the output is a file or a pipe."""
@@ -114,3 +114,24 @@ def print_trained(made: TrainOutput) -> None:
         table.add_row(task, f"{100 * result.accuracy:.2f} %", f"{100 * result.balanced_accuracy:.2f} %", recall)
     console().print(table)
     console().print(f"Checkpoint: {made.checkpoint} ({made.checkpoint_bytes / 1e6:.2f} MB, {made.seconds:.0f} s)")
+
+
+def quantisation_lines(made: BuildOutput) -> list[str]:
+    """What ``build`` says of the edge half and its ranges."""
+    found, images = made.quantisation, made.calibration
+    chosen = f"ranges: {found.ranges} over {images.n_samples} images"
+    if found.errors:
+        worst = {method: max(errors.values()) for method, errors in found.errors.items()}
+        others = ", ".join(f"{method} {error:.3f}" for method, error in worst.items() if method != found.ranges)
+        chosen += (
+            f"; on {images.n_held_out} others the worst task's output is off by {worst[found.ranges]:.3f} of itself "
+            f"({others})"
+        )
+    size = f"{made.edge_bytes / 1e6:.2f} MB"
+    if made.weight_bytes is not None:
+        each = (made.edge_bytes - made.weight_bytes) / max(1, len(made.operators))
+        size += f": {made.weight_bytes / 1e6:.2f} MB of weights once, {each / 1e6:.2f} MB for each signature"
+    lines = [chosen]
+    if found.corrected:
+        lines.append(f"biases: the mean error of rounded weights was taken out of {found.corrected} layers")
+    return [*lines, f"{len(made.splits)} splits: {', '.join(made.splits)}; edge half {found.precision}, {size}"]

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from splitboard.contract.decode import read_json, to_json
 from splitboard.contract.errors import UserError
-from splitboard.contract.preprocess import Preprocessing, QuantisedTable, quantised_table
+from splitboard.contract.preprocess import InputTable, Preprocessing, float_table, quantised_table
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 _CHUNK_BYTES = 1 << 20
 
@@ -97,7 +97,8 @@ class Split:
         tensors: what crosses the wire; empty for local only. One that is called as the bundle's ``edge_input`` is that
             tensor itself, which no edge graph computes.
         local_tasks: tasks that the edge answers, in the bundle's order: all for local only, none for remote only.
-        edge_signature: signature of the edge file to run; ``None`` for remote only.
+        edge: the edge file's path in the bundle; ``None`` for remote only.
+        edge_signature: signature of the edge file to run; ``None`` where its format has none.
         server: the server graph's path in the bundle; ``None`` for local only.
         edge_macs: multiply-accumulates of the edge graph.
         server_macs: of the server graph.
@@ -112,6 +113,7 @@ class Split:
     natural: bool
     tensors: Tuple[TensorSpec, ...]
     local_tasks: Tuple[str, ...]
+    edge: Optional[str]
     edge_signature: Optional[str]
     server: Optional[str]
     edge_macs: int
@@ -128,7 +130,7 @@ class Split:
     @property
     def is_remote(self) -> bool:
         """Whether the image itself is sent."""
-        return self.edge_signature is None
+        return self.edge is None
 
     @property
     def is_local(self) -> bool:
@@ -141,14 +143,40 @@ class Calibration:
     """What the value ranges come from.
 
     Attributes:
-        method: how a range is derived, e.g. ``minmax``.
-        n_samples: images used.
-        sha256: of the sorted sample hashes.
+        n_samples: images whose values made the ranges.
+        n_held_out: images that judged them and took no part.
+        n_duplicates: images that were left out since their pixels were there already.
+        strata: images by label, all tasks' in one; the empty text where there are no labels.
+        sha256: of the sorted sample hashes, held-out images included.
     """
 
-    method: str
     n_samples: int
+    n_held_out: int
+    n_duplicates: int
+    strata: Dict[str, int]
     sha256: str
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """How the edge half was quantised.
+
+    Attributes:
+        precision: of the edge half, e.g. ``int8``.
+        ranges: the method that the ranges were derived by, e.g. ``minmax``.
+        errors: by method and task, error of the outputs relative to the outputs on held-out images; empty where the
+            method was named and there was nothing to choose.
+        equalised: pairs of layers whose channels were scaled to equal ranges.
+        corrected: layers whose bias was corrected.
+        keep_float: tensors whose operators were left in float.
+    """
+
+    precision: str
+    ranges: str
+    errors: Dict[str, Dict[str, float]]
+    equalised: int
+    corrected: int
+    keep_float: Tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -161,14 +189,14 @@ class Bundle:
         model_sha256: of ``model.onnx``.
         checkpoint_sha256: of the checkpoint that was exported.
         board: the kind of board that the edge half is for.
-        precision: of the edge half, e.g. ``int8``.
         tasks: in the order of the model's outputs.
         input: the model's float input, NCHW.
-        edge_input: the edge graph's input, INT8 NHWC.
+        edge_input: the edge graph's input, in its dtype and layout.
         preprocessing: from a source image to the input.
         splits: remote only first, local only last.
         artifacts: every file but the manifest.
         calibration: where the ranges come from.
+        quantisation: how they were used.
         golden: path of the ``.npz`` with uint8 ``images``, prepared, and float ``<task>`` outputs.
         golden_tolerance: by task, largest |INT8 - float| that a machine's self-check may show.
         operators: by signature, the number of each operator, read from the edge file.
@@ -181,7 +209,6 @@ class Bundle:
     model_sha256: str
     checkpoint_sha256: str
     board: str
-    precision: str
     tasks: Tuple[Task, ...]
     input: TensorSpec
     edge_input: TensorSpec
@@ -189,6 +216,7 @@ class Bundle:
     splits: Tuple[Split, ...]
     artifacts: Tuple[Artifact, ...]
     calibration: Calibration
+    quantisation: Quantisation
     golden: str
     golden_tolerance: Dict[str, float]
     operators: Dict[str, Dict[str, int]]
@@ -196,9 +224,14 @@ class Bundle:
     tool_versions: Dict[str, str]
 
     @property
-    def edge_file(self) -> str:
-        """Path of the one edge file in the bundle."""
-        return next(artifact.path for artifact in self.artifacts if artifact.path.startswith("edge/"))
+    def precision(self) -> str:
+        """Of the edge half, e.g. ``int8``."""
+        return self.quantisation.precision
+
+    @property
+    def edge_files(self) -> Tuple[str, ...]:
+        """Paths of the edge files in the bundle: one for all splits (TFLite), or one for each."""
+        return tuple(dict.fromkeys(split.edge for split in self.splits if split.edge is not None))
 
     def split(self, split_id: str) -> Split:
         """The split of this id.
@@ -211,16 +244,13 @@ class Bundle:
                 return split
         raise unknown_split(split_id, [split.id for split in self.splits], "bundle")
 
-    def input_table(self) -> QuantisedTable:
-        """The edge graph's INT8 input of every pixel value.
-
-        Raises:
-            UserError: the edge input is not quantised.
-        """
-        scale, zero_point = self.edge_input.scale, self.edge_input.zero_point
-        if scale is None or zero_point is None:
-            raise UserError(f'the edge input is not quantised: scale "{scale}"', ["build the bundle again"])
-        return quantised_table(self.preprocessing, scale, zero_point)
+    def input_table(self) -> InputTable:
+        """The edge graph's input of every pixel value."""
+        spec = self.edge_input
+        channel_axis = 1 if spec.layout == "NCHW" else -1
+        if spec.scale is None:
+            return float_table(self.preprocessing, channel_axis)
+        return quantised_table(self.preprocessing, spec.scale, spec.zero_point or 0, spec.dtype, channel_axis)
 
     def served_name(self, split: Split) -> str:
         """The name under which the server offers a split's server half."""

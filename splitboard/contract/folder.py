@@ -81,3 +81,18 @@ def new_folder(target: Path, marker: str) -> Iterator[Path]:
         beside.rename(target)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def write_whole(target: Path, text: str) -> None:
+    """Writes a file beside its place and moves it there; folders are made.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    beside = target.with_name(f".{target.name}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(target)
+    except OSError as error:
+        raise UserError(f'cannot write "{target}": {error.strerror}', ["name another file"]) from error

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple, Optional, Tuple, TypeVar
+from typing import Any, NamedTuple, Optional, Tuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -203,16 +203,18 @@ def prepare(images: NDArray[np.uint8], spec: Preprocessing) -> NDArray[np.uint8]
     return _resize_part(images, size, range(top, top + spec.height), range(left, left + spec.width))
 
 
-class QuantisedTable(NamedTuple):
-    """The INT8 input value of every pixel value.
+class InputTable(NamedTuple):
+    """The edge graph's input value of every pixel value.
 
     Attributes:
-        values: ``[256, channels]``, int8.
+        values: ``[256, channels]``, in the dtype of the edge graph's input.
         source_channel_of: see `Preprocessing.source_channel_of`.
+        channel_axis: where the channels stand in the input, 1 (NCHW) or -1 (NHWC).
     """
 
-    values: NDArray[np.int8]
+    values: NDArray[Any]
     source_channel_of: Tuple[int, ...]
+    channel_axis: int
 
 
 def _look_up(
@@ -237,21 +239,29 @@ def normalise(pixels: NDArray[np.uint8], spec: Preprocessing) -> NDArray[np.floa
     return _look_up(pixels, spec.normalisation(), spec.source_channel_of, axis=1)
 
 
-def quantised_table(spec: Preprocessing, scale: float, zero_point: int) -> QuantisedTable:
-    """The INT8 input value of every pixel value: ``round(x / scale) + zero_point``, clamped."""
+def float_table(spec: Preprocessing, channel_axis: int) -> InputTable:
+    """The normalised value of every pixel value, float32."""
+    return InputTable(spec.normalisation(), spec.source_channel_of, channel_axis)
+
+
+def quantised_table(
+    spec: Preprocessing, scale: float, zero_point: int, dtype: str = "int8", channel_axis: int = -1
+) -> InputTable:
+    """The quantised input of every pixel value: ``round(x / scale) + zero_point``, clamped to the dtype."""
     values = np.rint(spec.normalisation().astype(np.float64) / scale) + zero_point
-    clamped: NDArray[np.float64] = np.clip(values, -128, 127)
-    return QuantisedTable(clamped.astype(np.int8), spec.source_channel_of)
+    limits = np.iinfo(dtype)
+    clamped: NDArray[np.float64] = np.clip(values, limits.min, limits.max)
+    return InputTable(clamped.astype(dtype), spec.source_channel_of, channel_axis)
 
 
-def quantise(pixels: NDArray[np.uint8], table: QuantisedTable) -> NDArray[np.int8]:
-    """The edge graph's INT8 input of prepared images.
+def edge_image(pixels: NDArray[np.uint8], table: InputTable) -> NDArray[Any]:
+    """The edge graph's input of prepared images.
 
     Args:
         pixels: ``[n, height, width, source_channels]``, uint8.
-        table: from `quantised_table`.
+        table: of the bundle's edge input.
 
     Returns:
-        ``[n, height, width, channels]``, int8, contiguous.
+        ``[n, height, width, channels]`` or ``[n, channels, height, width]`` as the table says, contiguous.
     """
-    return _look_up(pixels, table.values, table.source_channel_of, axis=-1)
+    return _look_up(pixels, table.values, table.source_channel_of, axis=table.channel_axis)

@@ -24,10 +24,15 @@ from splitboard.contract.bundle import TensorSpec
 from splitboard.contract.interface import MAX_HEADER_BYTES, Interface, WireError, too_large
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-DATATYPES = {"uint8": "UINT8", "int8": "INT8", "float32": "FP32"}
+DATATYPES = {"uint8": "UINT8", "int8": "INT8", "int16": "INT16", "float32": "FP32"}
 """The protocol's name of every numpy type that crosses the wire."""
 
-_STORED: Dict[str, np.dtype[Any]] = {"uint8": np.dtype("u1"), "int8": np.dtype("i1"), "float32": np.dtype("<f4")}
+_STORED: Dict[str, np.dtype[Any]] = {
+    "uint8": np.dtype("u1"),
+    "int8": np.dtype("i1"),
+    "int16": np.dtype("<i2"),
+    "float32": np.dtype("<f4"),
+}
 _TIMING = re.compile(r"queue;dur=([0-9]{1,12}\.[0-9]{3,9}), compute;dur=([0-9]{1,12}\.[0-9]{3,9})", re.ASCII)
 _LENGTH = re.compile(r"[0-9]{1,12}", re.ASCII)
 

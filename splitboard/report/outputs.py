@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from calib.diagnose.finding import Exclusion, LayerLoss, LayerNoise, TaskLoss
+from calib.gate.judgement import Reference, Verdict
 from export.reference import Parity
 from export.splits import SplitPoint
 from splitboard.contract.board import BoardKind
+from splitboard.contract.bundle import Calibration, Quantisation
 from splitboard.report.results import SplitResult
 
 
@@ -52,12 +55,15 @@ class BuildOutput:
         board: kind of board.
         precision: of the edge half.
         splits: ids of all splits in it.
-        edge_bytes: size of the edge file.
+        edge_bytes: size of the edge files.
+        weight_bytes: of these, constants, each stored once; null where every split has a file of its own.
         operators: by signature, the number of each operator in the edge file.
         accelerated_partitions: by signature, the parts that this machine's accelerator takes over; 1 is all at once,
             null says that something lies outside.
         float_error: by split and output, how far server(edge(x)) is from the whole.
         reasons: by split, why it was picked where that was done automatically.
+        calibration: the images that the ranges come from.
+        quantisation: how they were used.
         warnings: what the user should know.
     """
 
@@ -67,10 +73,13 @@ class BuildOutput:
     precision: str
     splits: tuple[str, ...]
     edge_bytes: int
+    weight_bytes: int | None
     operators: dict[str, dict[str, int]]
     accelerated_partitions: dict[str, int | None]
     float_error: dict[str, dict[str, float]]
     reasons: dict[str, str]
+    calibration: Calibration
+    quantisation: Quantisation
     warnings: tuple[str, ...]
 
 
@@ -96,6 +105,43 @@ class BenchOutput:
 
     runs: str
     splits: tuple[SplitResult, ...]
+
+
+@dataclass(frozen=True)
+class CheckOutput:
+    """The last line of ``splitboard check --json``; before it, one judgement per split and task.
+
+    Attributes:
+        verdict: the worst of all judgements.
+        bundle: the bundle folder.
+        name: of the model.
+        bundle_sha256: the bundle's identity.
+        model_sha256: of ``model.onnx``.
+        board: kind of board.
+        precision: of the edge half.
+        data_sha256: of the sorted hashes of the samples.
+        against: what the reference is.
+        n: different samples.
+        n_repeated: samples that were there again and were left out.
+        judged: number of judgements.
+        not_judged: tasks without labels.
+        reasons: of every judgement that is not PASS, one line each.
+    """
+
+    verdict: Verdict
+    bundle: str
+    name: str
+    bundle_sha256: str
+    model_sha256: str
+    board: str
+    precision: str
+    data_sha256: str
+    against: Reference
+    n: int
+    n_repeated: int
+    judged: int
+    not_judged: tuple[str, ...]
+    reasons: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -150,6 +196,7 @@ class TrainOutput:
         seconds: that the training took.
         parts: sha256 of the train, calibration and test part.
         tasks: by task, on the test part, with the float16 weights as shipped.
+        export: the command that makes a model folder of it.
     """
 
     checkpoint: str
@@ -158,3 +205,82 @@ class TrainOutput:
     seconds: float
     parts: dict[str, str]
     tasks: dict[str, TrainedTask]
+    export: str
+
+
+@dataclass(frozen=True)
+class FinetuneOutput:
+    """``splitboard finetune --json``.
+
+    Attributes:
+        model: the new model folder.
+        model_sha256: of its ``model.onnx``.
+        source_sha256: of the ``model.onnx`` that it began with.
+        data_sha256: of the training images.
+        images: how many there were.
+        labelled: tasks that learnt from labels; all learnt from the float model.
+        losses: mean loss of every epoch.
+    """
+
+    model: str
+    model_sha256: str
+    source_sha256: str
+    data_sha256: str
+    images: int
+    labelled: tuple[str, ...]
+    losses: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class DiagnoseOutput:
+    """``splitboard diagnose --json``.
+
+    Attributes:
+        page: the HTML page.
+        bundle: the bundle folder.
+        name: of the model.
+        bundle_sha256: the bundle's identity.
+        model_sha256: of ``model.onnx``.
+        board: kind of board.
+        split: id.
+        data_sha256: of the sorted hashes of the samples.
+        n: different samples that the tasks were measured on.
+        n_noise: samples that the noise was measured on, the first of them.
+        deviation: how far the edge half that was rebuilt from the bundle is off the bundle's, as a share of what INT8
+            changes; 0 where they are equal bit for bit.
+        met: whether the bundle as it is meets the gate on these samples, each loss at most its margin. The test of that
+            is ``splitboard check``.
+        tasks: what the bundle loses.
+        not_judged: tasks without labels.
+        keep_float: layers that the bundle has in float already.
+        modules: module of each layer, where the model folder was given.
+        layers: noise of every layer of the edge half, by depth.
+        worst: those that add most noise and can be switched, the largest first, and what each costs the tasks.
+        exclusion: what to keep in float; null where the gate is met.
+        command: that builds with it; null where the gate is met or no list meets it.
+    """
+
+    page: str
+    bundle: str
+    name: str
+    bundle_sha256: str
+    model_sha256: str
+    board: str
+    split: str
+    data_sha256: str
+    n: int
+    n_noise: int
+    deviation: float
+    met: bool
+    tasks: tuple[TaskLoss, ...]
+    not_judged: tuple[str, ...]
+    keep_float: tuple[str, ...]
+    modules: dict[str, str]
+    layers: tuple[LayerNoise, ...]
+    worst: tuple[LayerLoss, ...]
+    exclusion: Exclusion | None
+    command: str | None
+
+    def noise_of(self, layer: str) -> LayerNoise:
+        """The noise of one layer."""
+        return next(one for one in self.layers if one.layer == layer)

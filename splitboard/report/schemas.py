@@ -14,13 +14,18 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
+from calib.gate.baseline import Baseline
+from calib.gate.judgement import Judgement
 from splitboard.contract.bundle import Bundle
 from splitboard.contract.record import RunRecord
 from splitboard.report.outputs import (
     BenchOutput,
     BoardsOutput,
     BuildOutput,
+    CheckOutput,
+    DiagnoseOutput,
     ExportOutput,
+    FinetuneOutput,
     ReportOutput,
     ServeOutput,
     SplitsOutput,
@@ -33,8 +38,13 @@ SCHEMAS: Mapping[str, type] = {
     "boards-output": BoardsOutput,
     "build-output": BuildOutput,
     "bundle": Bundle,
+    "check-judgement": Judgement,
+    "check-output": CheckOutput,
+    "gate-baseline": Baseline,
+    "diagnose-output": DiagnoseOutput,
     "demo-result": DemoResult,
     "export-output": ExportOutput,
+    "finetune-output": FinetuneOutput,
     "report-output": ReportOutput,
     "run-record": RunRecord,
     "serve-output": ServeOutput,

@@ -15,18 +15,20 @@ from conftest import synthetic_images
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
 from calib.artefact import accelerated_partitions, count_operators, float_tensors, overflowed_biases
-from calib.ranges import RangeTable
+from calib.quantise import _check_twins
+from calib.ranges import Range, RangeTable
 from export.model import load_model
-from export.tflite import onnx_name
+from export.tflite import FloatTflite, onnx_name
 from runtime_edge.litert import LiteRtEngine
 from splitboard.contract.bundle import load_bundle
 from splitboard.contract.decode import read_json
-from splitboard.contract.preprocess import normalise, quantise, quantised_table, resize
+from splitboard.contract.errors import SplitboardError
+from splitboard.contract.preprocess import edge_image, normalise, quantised_table, resize
 
 
 @pytest.fixture(scope="module")
 def content(tiny_bundle: Path) -> bytes:
-    return (tiny_bundle / load_bundle(tiny_bundle).edge_file).read_bytes()
+    return (tiny_bundle / load_bundle(tiny_bundle).edge_files[0]).read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +82,15 @@ def test_weights_are_per_channel_and_symmetric(file: ModelT) -> None:
                 assert not np.any(weight.quantization.zeroPoint)
                 seen += 1
     assert seen >= 6
+
+
+def test_a_name_that_could_be_another_tensors_is_refused_where_it_matters(content: bytes) -> None:
+    ambiguous = FloatTflite(content, {"a": ("b",)})
+    one, same = Range(-1.0, 1.0, 1.0), Range(-1.005, 1.0, 1.005)
+    other = Range(-1.0, 3.0, 3.0)
+    _check_twins(ambiguous, RangeTable(2, "minmax", 1, {"a": one, "b": same}))
+    with pytest.raises(SplitboardError, match='the values of "a" and of "b"'):
+        _check_twins(ambiguous, RangeTable(2, "minmax", 1, {"a": one, "b": other}))
 
 
 def test_an_overflowed_bias_is_found(content: bytes) -> None:
@@ -163,7 +174,7 @@ def test_int8_is_as_good_as_onnx_runtimes_own(
     assert bundle.edge_input.zero_point is not None
     table = quantised_table(spec, bundle.edge_input.scale, bundle.edge_input.zero_point)
     with LiteRtEngine(tiny_bundle, bundle, bundle.splits) as engine:
-        ours = [engine.infer(bundle.splits[-1].id, image[None]) for image in quantise(pixels, table)]
+        ours = [engine.infer(bundle.splits[-1].id, image[None]) for image in edge_image(pixels, table)]
     for index, name in enumerate(names):
         expected = np.concatenate([result[index] for result in floats])
         their_db = sqnr_db(np.concatenate([result[index] for result in theirs]), expected)

@@ -95,6 +95,8 @@ def _samples(desk: Path, good: Path) -> None:
     np.savez(desk / "rgb.npz", images=np.repeat(pixels, 3, axis=-1))
     np.savez(desk / "float.npz", images=pixels.astype(np.float32))
     save_samples(desk / "labels.npz", pixels, {"shape": np.zeros(2, np.int64)})
+    save_samples(desk / "texture.npz", pixels, {"texture": np.zeros(3, np.int64)})
+    save_samples(desk / "third.npz", pixels, {"shape": np.array([0, 2, 1]), "colour": np.array([0, 2, 1])})
 
 
 def _folders(desk: Path, model: Path, bundle: Path) -> None:
@@ -195,6 +197,10 @@ def report(runs: str = "good.jsonl", out: str = "out/report.html") -> list[str]:
     return ["report", runs, "-o", out]
 
 
+def finetune(data: str = "good.npz", *more: str, model: str = "model", out: str = "out/tuned") -> list[str]:
+    return ["finetune", model, "--data", data, "--calib", "good.npz", "-o", out, *more]
+
+
 @dataclass(frozen=True)
 class Wrong:
     """One wrong command line.
@@ -281,6 +287,14 @@ WRONG = {
     "text for images": Wrong(build(calib="text.npz"), "text.npz"),
     "one array for images": Wrong(build(calib="array.npy"), "array.npy"),
     "too few labels": Wrong(build(calib="labels.npz"), "shape"),
+    "calibration code that is not there": Wrong(build(calib="nothere:images"), "nothere:images", "--path"),
+    "one image, thrice": Wrong(build(calib="texture.npz"), "1", "--ranges minmax"),
+    "no image wanted": Wrong([*build(), "--calib-limit", "0"], "0"),
+    "ranges": Wrong([*build(), "--ranges", "max"], "max", "minmax"),
+    "unknown layer to keep in float": Wrong([*build(), "--keep-float", "blocks.00"], "blocks.00", '"blocks.0"'),
+    "precision that the board lacks": Wrong(
+        build(board="jetson-orin-nano", precision="int16x8"), "int16x8", "jetson-orin-nano runs: int8"
+    ),
     # servers
     "no bundle": Wrong(["serve", "nope"], "nope", "splitboard build"),
     "busy port": Wrong(["serve", "bundle", "--port", "BUSY"], "BUSY", "--port 0"),
@@ -327,6 +341,18 @@ WRONG = {
     "no threads": Wrong(bench("bundle", "--threads", "0"), "0", "splitboard bench --help"),
     "reference model": Wrong(["train", "resnet"], "resnet", "elpv"),
     "suffix of a new checkpoint": Wrong(["train", "elpv", "-o", "out/elpv.bin"], "out/elpv.bin", ".safetensors"),
+    # training
+    "no such backbone": Wrong(["train", "elpv", "--backbone", "resnet50"], "resnet50", "--backbone resnet18"),
+    # fine-tuning
+    "fine-tune no model": Wrong(finetune(model="empty"), "empty", "splitboard export"),
+    "fine-tune on no data": Wrong(finetune("nope.npz"), "nope.npz"),
+    "fine-tune on images of other channels": Wrong(finetune("rgb.npz"), "[3, 40, 40, 3]", "1]"),
+    "fine-tune on labels of another number": Wrong(finetune("labels.npz"), "shape", "3 whole numbers"),
+    "fine-tune on labels of other tasks": Wrong(finetune("texture.npz"), "texture", "shape, colour"),
+    "fine-tune on a class that is not there": Wrong(finetune("third.npz"), "2", "from 0 to 1"),
+    "fine-tune without a rate": Wrong(finetune("good.npz", "--learning-rate", "0"), "0.0", "--learning-rate"),
+    "fine-tune for no epoch": Wrong(finetune("good.npz", "--epochs", "0"), "0", "splitboard finetune --help"),
+    "fine-tune into their folder": Wrong(finetune(out="theirs"), "theirs", "-o"),
 }
 
 
@@ -396,3 +422,164 @@ def test_a_changed_byte_in_any_file_of_a_bundle(tiny_bundle: Path, tmp_path: Pat
             load_bundle(copy)
         path.write_bytes(content)
     load_bundle(copy)
+
+
+# The accuracy gate.
+
+
+@pytest.fixture(scope="module")
+def gate_desk(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path, tiny_samples: Path) -> Path:
+    """A bundle, images that can judge it, and everything that cannot."""
+    made = tmp_path_factory.mktemp("gate")
+    shutil.copytree(tiny_bundle, made / "bundle")
+    (made / "calibration.npz").write_bytes(tiny_samples.read_bytes())
+    random = np.random.default_rng(8)
+    images = random.integers(0, 256, (6, 40, 40, 1)).astype(np.uint8)
+    shape, colour = np.array([0, 1, 0, 1, 0, 1]), np.array([0, 1, 2, 0, 1, 2])
+    sets: dict[str, dict[str, np.ndarray]] = {
+        "test": {"shape": shape, "colour": colour},
+        "one": {"shape": shape, "colour": np.full(6, 2)},
+        "third": {"shape": np.array([0, 1, 2, 0, 1, 0])},
+        "other": {"shpe": shape},
+        "none": {},
+        "numbers": {"shape": random.normal(0, 1, (6, 3))},
+        "text": {"shape": np.array(list("abcdef"))},
+    }
+    for name, labels in sets.items():
+        save_samples(made / f"{name}.npz", images, labels)
+    gates = {
+        "typo": "[default]\nmargn = 1.0\n",
+        "task": "[tasks.shpe]\nmargin = 1.0\n",
+        "metric": '[default]\nmetric = "acuracy"\n',
+        "unit": '[tasks.shape]\nmetric = "mae"\n',
+        "share": "[default]\nconfidence = 95.0\n",
+        "mine": '[tasks.shape]\nmetric = "mine:f1"\nmargin = 0.1\n',
+        "numbers": "[tasks.shape]\nmargin = 1.0\n",
+        "broken": "[default\n",
+    }
+    for name, text in gates.items():
+        (made / f"{name}.toml").write_text(text)
+    (made / "mine.py").write_text("def f2(truth, outputs):\n    return 1.0\n")
+    (made / "theirs.json").write_text("years of work\n")
+    (made / "theirs.xml").write_text("years of work\n")
+    check = ["check", str(made / "bundle"), "--data", str(made / "test.npz"), "--baseline", str(made / "good.json")]
+    assert run([*check, "--update-baseline", "--reason", "first"]) in (0, 1, 2)
+    good = (made / "good.json").read_text()
+    (made / "model.json").write_text(re.sub(r'"model_sha256": "\w+"', f'"model_sha256": "{"f" * 64}"', good))
+    (made / "board.json").write_text(re.sub(r'"board": "[^"]+"', '"board": "rpi4"', good))
+    digest = hashlib.sha256(images[2].tobytes()).hexdigest()
+    (made / "sample.json").write_text(good.replace(digest, "e" * 64))
+    return made
+
+
+def check(data: str = "test.npz", *more: str, bundle: str = "bundle") -> list[str]:
+    return ["check", bundle, "--data", data, *more]
+
+
+GATE_WRONG = {
+    "no bundle to check": Wrong(check(bundle="nope"), "nope", "splitboard build"),
+    "check a split that is not there": Wrong(check("test.npz", "--split", "s99"), "s99", "nearest"),
+    "check remote only": Wrong(check("test.npz", "--split", "s00"), "s00", "leave it out"),
+    "check on no data": Wrong(check("nope.npz"), "nope.npz", "give a folder"),
+    "check on calibration images": Wrong(check("calibration.npz"), "samples.txt", "has not seen"),
+    "check on one class": Wrong(check("one.npz"), "2", "other classes"),
+    "check on a class that is not there": Wrong(check("third.npz"), "2", "round, square"),
+    "check on labels of another task": Wrong(check("other.npz"), "shpe", "shape"),
+    "check without labels": Wrong(check("none.npz"), "shape, colour", "labels.shape"),
+    "check on labels that are words": Wrong(check("text.npz"), "shape", "whole numbers"),
+    "check on more numbers than the model has": Wrong(check("numbers.npz", "--gate", "numbers.toml"), "3", "[6, 2]"),
+    "no such gate": Wrong(check("test.npz", "--gate", "nope.toml"), "nope.toml", "[default]"),
+    "gate is not TOML": Wrong(check("test.npz", "--gate", "broken.toml"), "broken.toml", "[default]"),
+    "unknown key in the gate": Wrong(check("test.npz", "--gate", "typo.toml"), "margn", "margin"),
+    "unknown task in the gate": Wrong(check("test.npz", "--gate", "task.toml"), "shpe", "shape"),
+    "unknown metric in the gate": Wrong(check("test.npz", "--gate", "metric.toml"), "acuracy", "balanced_accuracy"),
+    "margin without a unit in the gate": Wrong(check("test.npz", "--gate", "unit.toml"), "mae", "[tasks.shape]"),
+    "confidence in percent in the gate": Wrong(check("test.npz", "--gate", "share.toml"), "95", "0.95"),
+    "own metric that is not there": Wrong(check("test.npz", "--gate", "mine.toml"), "mine:f1", "--path"),
+    "no such baseline": Wrong(check("test.npz", "--baseline", "nope.json"), "nope.json", "--update-baseline"),
+    "baseline that is theirs": Wrong(check("test.npz", "--baseline", "theirs.json"), "theirs.json", ""),
+    "baseline of another model": Wrong(check("test.npz", "--baseline", "model.json"), "f" * 64, "of this model"),
+    "baseline of another board": Wrong(check("test.npz", "--baseline", "board.json"), "board.json", "rpi4"),
+    "baseline without a sample": Wrong(check("test.npz", "--baseline", "sample.json"), "sample.json", "data that"),
+    "update without a reason": Wrong(
+        check("test.npz", "--baseline", "new.json", "--update-baseline"), "--update-baseline", "--reason"
+    ),
+    "reason without an update": Wrong(
+        check("test.npz", "--baseline", "good.json", "--reason", "why"), "--reason", "--update-baseline"
+    ),
+    "update with an empty reason": Wrong(
+        check("test.npz", "--baseline", "new.json", "--update-baseline", "--reason", " "), " ", "--reason"
+    ),
+    "update of no file": Wrong(check("test.npz", "--update-baseline", "--reason", "why"), "why", "--baseline FILE"),
+    "update onto their file": Wrong(
+        check("test.npz", "--baseline", "theirs.json", "--update-baseline", "--reason", "why"), "theirs.json", ""
+    ),
+    "JUnit onto their file": Wrong(check("test.npz", "--junit", "theirs.xml"), "theirs.xml", "another file"),
+    "summary onto their file": Wrong(check("test.npz", "--summary", "theirs.xml"), "theirs.xml", "another file"),
+}
+
+
+@pytest.mark.parametrize("wrong", [pytest.param(wrong, id=name) for name, wrong in GATE_WRONG.items()])
+def test_the_gate_refuses_in_one_line(
+    wrong: Wrong, gate_desk: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    capfd.readouterr()  # what the fixture has said
+    test_one_line_advice_and_nothing_left(wrong, gate_desk, "", monkeypatch, capfd)
+
+
+@pytest.fixture(scope="module")
+def diagnose_desk(
+    tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path, tiny_model: Path, tiny_samples: Path
+) -> Path:
+    """A bundle that can be diagnosed, and what cannot."""
+    made = tmp_path_factory.mktemp("diagnose")
+    for name in ("bundle", "fp32", "changed", "biases", "other"):
+        shutil.copytree(tiny_bundle, made / name)
+    shutil.copytree(tiny_model, made / "model")
+    for name, old, new in (
+        ("fp32", r'"precision": "int8"', '"precision": "fp32"'),
+        ("biases", r'"corrected": \d+', '"corrected": 99'),
+        ("other", r'"model_sha256": "\w+"', f'"model_sha256": "{"f" * 64}"'),
+    ):
+        manifest = made / name / "manifest.json"
+        manifest.write_text(re.sub(old, new, manifest.read_text()))
+    with open(made / "changed" / "calibration" / "ranges.json", "a") as file:
+        file.write("\n")
+    images = np.random.default_rng(8).integers(0, 256, (6, 40, 40, 1)).astype(np.uint8)
+    save_samples(made / "test.npz", images, {"shape": np.array([0, 1, 0, 1, 0, 1])})
+    save_samples(made / "none.npz", images, {})
+    (made / "calibration.npz").write_bytes(tiny_samples.read_bytes())
+    (made / "theirs.html").write_text("years of work\n")
+    return made
+
+
+def diagnose(*more: str, bundle: str = "bundle", data: str = "test.npz") -> list[str]:
+    return ["diagnose", bundle, "--data", data, *more]
+
+
+DIAGNOSE_WRONG = {
+    "no bundle to diagnose": Wrong(diagnose(bundle="nope"), "nope", "splitboard build"),
+    "diagnose a float bundle": Wrong(diagnose(bundle="fp32"), "fp32", "--precision int8"),
+    "diagnose a changed bundle": Wrong(diagnose(bundle="changed"), "ranges.json", "splitboard build"),
+    "diagnose without its biases": Wrong(diagnose(bundle="biases"), "biases.npz", "splitboard build"),
+    "diagnose a split that is not there": Wrong(diagnose("--split", "s99"), "s99", "nearest"),
+    "diagnose remote only": Wrong(diagnose("--split", "s00"), "s00", "leave it out"),
+    "diagnose all splits": Wrong(diagnose("--split", "all"), "all", "the bundle has"),
+    "diagnose on no data": Wrong(diagnose(data="nope.npz"), "nope.npz", "give a folder"),
+    "diagnose without labels": Wrong(diagnose(data="none.npz"), "shape, colour", "labels.shape"),
+    "diagnose on calibration images": Wrong(diagnose(data="calibration.npz"), "samples.txt", "has not seen"),
+    "diagnose no layer": Wrong(diagnose("--worst", "0"), "0", "splitboard diagnose --help"),
+    "diagnose on no image": Wrong(diagnose("--limit", "0"), "0", "splitboard diagnose --help"),
+    "diagnose with no gate": Wrong(diagnose("--gate", "nope.toml"), "nope.toml", "[default]"),
+    "diagnose with no model": Wrong(diagnose("--model", "nope"), "nope", "splitboard export"),
+    "diagnose with another model": Wrong(diagnose("--model", "model", bundle="other"), "model", "leave --model out"),
+    "diagnosis onto their file": Wrong(diagnose("-o", "theirs.html"), "theirs.html", "another file"),
+}
+
+
+@pytest.mark.parametrize("wrong", [pytest.param(wrong, id=name) for name, wrong in DIAGNOSE_WRONG.items()])
+def test_diagnose_refuses_in_one_line(
+    wrong: Wrong, diagnose_desk: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    capfd.readouterr()  # what the fixture has said
+    test_one_line_advice_and_nothing_left(wrong, diagnose_desk, "", monkeypatch, capfd)

@@ -92,7 +92,7 @@ def test_the_spans_sum_to_the_end_to_end_time(demo: Demo) -> None:
 
 def test_the_edge_file_is_full_int8_in_one_accelerated_part_per_signature(demo: Demo) -> None:
     bundle = load_bundle(demo.folder / "bundle")
-    content = (demo.folder / "bundle" / bundle.edge_file).read_bytes()
+    content = (demo.folder / "bundle" / bundle.edge_files[0]).read_bytes()
     assert float_tensors(content) == []
     operators = count_operators(content)
     assert len(operators) == 4

@@ -17,7 +17,7 @@ from PIL import Image
 
 from splitboard.contract.decode import decode
 from splitboard.contract.errors import UserError
-from splitboard.contract.preprocess import Preprocessing, normalise, prepare, quantise, quantised_table, resize
+from splitboard.contract.preprocess import Preprocessing, edge_image, normalise, prepare, quantised_table, resize
 
 IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
@@ -174,7 +174,7 @@ def test_quantise_rounds_what_normalise_gives() -> None:
     spec = Preprocessing(24, 32, 1, mean=(0.5, 0.4, 0.3), std=(0.5, 0.6, 0.7))
     pixels = image(24, 32)
     scale, zero_point = 0.0123, -7
-    stored = quantise(pixels, quantised_table(spec, scale, zero_point))
+    stored = edge_image(pixels, quantised_table(spec, scale, zero_point))
     real = normalise(pixels, spec).transpose(0, 2, 3, 1)
     node = onnx.helper.make_node("QuantizeLinear", ["x", "scale", "zero_point"], ["y"])
     evaluator = onnx.reference.ReferenceEvaluator(node)
@@ -190,7 +190,7 @@ def test_bgr_reverses_the_channels_before_mean_and_std(source_channels: int) -> 
     reversed_ = np.broadcast_to(pixels, (1, 24, 32, 3))[..., ::-1]
     real = (reversed_ / 255.0 - np.array(spec.mean)) / np.array(spec.std)
     np.testing.assert_array_equal(normalise(pixels, spec), real.astype(np.float32).transpose(0, 3, 1, 2))
-    stored = quantise(pixels, quantised_table(spec, 0.0123, -7))
+    stored = edge_image(pixels, quantised_table(spec, 0.0123, -7))
     expected = np.clip(np.rint(real.astype(np.float32).astype(np.float64) / 0.0123) - 7, -128, 127)
     np.testing.assert_array_equal(stored, expected.astype(np.int8), strict=True)
     if source_channels == 3:

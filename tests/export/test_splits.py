@@ -91,7 +91,9 @@ def test_the_memory_estimate_is_the_converted_files(model: Model, splits: Splits
     """Fused activations and separate paddings as the converter made them; float, so four times the bytes of INT8."""
     chosen = choose(model, splits, "stem,blocks.0,blocks.1,blocks")
     signatures = {choice.point.id: choice.cut.crossing for choice in chosen}
-    content = convert(model.graph, signatures, np.full((1, 3, 32, 32), 0.1, np.float32))
+    content = convert(
+        model.graph, signatures, [np.full((1, 3, 32, 32), 0.1, np.float32)], list(model.graph.producer)
+    ).content
     file = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
     found = {one.signatureKey.decode(): most_alive(file.subgraphs[one.subgraphIndex]) for one in file.signatureDefs}
     for choice in chosen:

@@ -13,6 +13,7 @@ from conftest import synthetic_images
 from onnx import TensorProto, helper, numpy_helper
 
 from export.choice import choose
+from export.edge_form import edge_form, sums_into_biases
 from export.graph import Graph
 from export.model import Model, load_model
 from export.reference import reference_session
@@ -37,7 +38,9 @@ def samples(model: Model) -> np.ndarray:
 def content(model: Model, samples: np.ndarray) -> bytes:
     chosen = choose(model, list_splits(model), "blocks.0,blocks.1")
     signatures = {choice.point.id: choice.cut.crossing for choice in chosen}
-    return convert(model.graph, {**signatures, "local": model.graph.outputs}, samples[:1])
+    return convert(
+        model.graph, {**signatures, "local": model.graph.outputs}, [samples[:1]], list(model.graph.producer)
+    ).content
 
 
 def test_signatures_give_onnx_runtimes_tensors(content: bytes, model: Model, samples: np.ndarray) -> None:
@@ -60,7 +63,7 @@ def test_every_tensor_has_the_name_of_its_values(content: bytes, model: Model, s
         experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
         experimental_preserve_all_tensors=True,
     )
-    values = _all_values(model.graph, samples[2:3])
+    values = _all_values(model.graph, [samples[2:3]], list(model.graph.producer))
     checked = 0
     for definition in file.signatureDefs:
         interpreter.get_signature_runner(definition.signatureKey.decode())(
@@ -110,7 +113,6 @@ def _weights(*shape: int) -> np.ndarray:
         ("Gemm", (1, 12), [_weights(5, 12), _weights(5)], {"transB": 1}),
         ("Gemm", (1, 12), [_weights(12, 5)], {}),
         ("GlobalAveragePool", _IMAGE, [], {}),
-        ("HardSigmoid", _IMAGE, [], {"alpha": 1 / 6, "beta": 0.5}),
         ("MaxPool", _IMAGE, [], {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}),
         ("MaxPool", _IMAGE, [], {"kernel_shape": [2, 2], "strides": [2, 2], "pads": [0, 0, 1, 0]}),
         ("ReduceMean", _IMAGE, [np.array([2, 3])], {"keepdims": 1}),
@@ -132,15 +134,54 @@ def test_a_replayed_operator_is_onnx_runtimes(
     np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_hard_swish_is_replayed_in_the_accelerated_form() -> None:
-    graph = one_operator("HardSwish", _IMAGE, [], {})
+@pytest.mark.parametrize(
+    ("kind", "attributes", "tolerance"),
+    [
+        ("HardSwish", {}, 3e-4),  # 0.1667 for 1/6, on purpose: 2e-4 relative
+        ("HardSigmoid", {"alpha": 1 / 6, "beta": 0.5}, 1e-6),
+        ("HardSigmoid", {}, 1e-6),
+        ("HardSigmoid", {"alpha": 0.3, "beta": 0.1}, 1e-6),
+    ],
+)
+def test_the_edge_form_is_the_same_function(kind: str, attributes: dict[str, object], tolerance: float) -> None:
+    graph = one_operator(kind, _IMAGE, [], attributes)
     x = np.random.default_rng(6).normal(0, 3, _IMAGE).astype(np.float32)
     (expected,) = reference_session(graph.model).run(["y"], {"image": x})
+    form = edge_form(graph)
+    assert kind not in {node.op_type for node in form.nodes}
+    (actual,) = reference_session(form.model).run(["y"], {"image": x})
+    np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=1e-6)
     import torch
 
-    actual = Replay(graph, ["y"], shared_constants(graph))(torch.from_numpy(x)).numpy()
-    # 0.1667 for 1/6, on purpose: 2e-4 relative.
-    np.testing.assert_allclose(actual, expected, rtol=3e-4, atol=1e-6)
+    replayed = Replay(form, ["y"], shared_constants(form))(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(replayed, actual, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("bias", [[], [_weights(6)]])
+def test_a_sum_moves_into_the_bias_of_the_layer_that_only_it_takes(bias: list[np.ndarray]) -> None:
+    convolution = helper.make_node("Conv", ["image", "w", *(["b"] if bias else [])], ["conv"], name="conv")
+    gate = helper.make_node("HardSigmoid", ["conv"], ["y"], name="gate", alpha=1 / 6, beta=0.5)
+    tensors = [numpy_helper.from_array(_weights(6, 4, 1, 1), "w"), *(numpy_helper.from_array(b, "b") for b in bias)]
+    made = helper.make_model(
+        helper.make_graph(
+            [convolution, gate],
+            "gated",
+            [helper.make_tensor_value_info("image", TensorProto.FLOAT, _IMAGE)],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+            tensors,
+        ),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=10,
+    )
+    graph = Graph(onnx.shape_inference.infer_shapes(made))
+    x = np.random.default_rng(6).normal(0, 3, _IMAGE).astype(np.float32)
+    (expected,) = reference_session(graph.model).run(["y"], {"image": x})
+    summed = sums_into_biases(edge_form(graph), ())
+    assert [node.op_type for node in summed.nodes] == ["Conv", "Clip", "Mul"]
+    (actual,) = reference_session(summed.model).run(["y"], {"image": x})
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+    kept = sums_into_biases(edge_form(graph), ["conv"])
+    assert [node.op_type for node in kept.nodes] == ["Conv", "Add", "Clip", "Mul"]
 
 
 def test_an_unknown_operator_is_refused_by_name() -> None:

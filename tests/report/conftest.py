@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from splitboard.contract.bundle import Artifact, Bundle, Calibration, Split, Task, TensorSpec
+from splitboard.contract.bundle import Artifact, Bundle, Calibration, Quantisation, Split, Task, TensorSpec
 from splitboard.contract.preprocess import Preprocessing
 from splitboard.contract.record import FLOAT_REFERENCE, SCHEMA_VERSION, SPANS, Environment, RunRecord, Window
 
@@ -124,6 +124,7 @@ def synthetic_bundle() -> Bundle:
                 natural=split != "s01",
                 tensors=(tensor,) if shape else (),
                 local_tasks=() if shape else tuple(TASKS),
+                edge=None if scope == "remote" else "edge/edge.int8.tflite",
                 edge_signature=None if scope == "remote" else split,
                 server=None if scope == "local" else f"server/{split}.onnx",
                 edge_macs=int(edge_ms * 28e6),
@@ -139,7 +140,6 @@ def synthetic_bundle() -> Bundle:
         model_sha256="cd" * 32,
         checkpoint_sha256="ef" * 32,
         board="rpi5",
-        precision="int8",
         tasks=tuple(Task(name, labels) for name, labels in TASKS.items()),
         input=TensorSpec("image", (1, 3, 224, 224), "float32", "NCHW"),
         edge_input=TensorSpec("image", (1, 224, 224, 3), "int8", "NHWC", 0.0078, 0),
@@ -149,7 +149,8 @@ def synthetic_bundle() -> Bundle:
             Artifact("edge/edge.int8.tflite", "tflite", 3_912_344, "12" * 32),
             Artifact("server/s03.onnx", "onnx", 14_203_112, "34" * 32),
         ),
-        calibration=Calibration("minmax", 260, "56" * 32),
+        calibration=Calibration(211, 52, 0, {"": 263}, "56" * 32),
+        quantisation=Quantisation("int8", "minmax", {}, 0, 49, ()),
         golden="golden/golden.npz",
         golden_tolerance=dict.fromkeys(TASKS, 0.4),
         operators={

@@ -19,13 +19,13 @@ def server(tiny_bundle: Path) -> Iterator[Running]:
 def placed_bundle(tiny_model: Path, tiny_samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of `branches` with the head of "size" on the board at one split, that of "shape" at another."""
     from boards.kinds import this_machine
+    from calib.dataset import MOST_IMAGES, calibration_set
     from export.choice import choose, place_tasks
     from export.graph import Graph
     from export.model import Model, load_model
     from export.splits import list_splits
-    from splitboard.cli.build import build_bundle
+    from splitboard.cli.build import BuildRequest, build_bundle
     from splitboard.contract.bundle import Task
-    from splitboard.contract.samples import load_samples
 
     tasks = tuple(Task(name, labels) for name, labels in branches.TASKS.items())
     info = dataclasses.replace(load_model(tiny_model).info, name="branches", tasks=tasks, scopes={}, sequences=())
@@ -36,6 +36,6 @@ def placed_bundle(tiny_model: Path, tiny_samples: Path, tmp_path_factory: pytest
         (point,) = (point for point in splits.proper if {one.name for one in point.crossing} == crossing)
         chosen += place_tasks(model, splits, choose(model, splits, point.id), [task])
     target = tmp_path_factory.mktemp("bundle") / "branches"
-    samples = load_samples(tiny_samples, channels=1)
-    build_bundle(model, splits, chosen, samples, this_machine(), target, lambda what, done, total: None)
+    with calibration_set(str(tiny_samples), 1, MOST_IMAGES, target) as data:
+        build_bundle(model, splits, BuildRequest(chosen, this_machine()), data, target, lambda what, done, total: None)
     return target

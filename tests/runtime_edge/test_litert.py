@@ -29,7 +29,7 @@ def image() -> NDArray[np.int8]:
 
 def test_every_cut_gives_what_the_interpreter_gives(tiny_bundle: Path, bundle: Bundle, image: NDArray[np.int8]) -> None:
     cuts = [split for split in bundle.splits if not split.is_remote and not split.is_local]
-    interpreter = Interpreter(model_path=str(tiny_bundle / bundle.edge_file), num_threads=1)
+    interpreter = Interpreter(model_path=str(tiny_bundle / bundle.edge_files[0]), num_threads=1)
     with LiteRtEngine(tiny_bundle, bundle, bundle.splits) as engine:
         for split in cuts * 2:
             found = engine.infer(split.id, image)
@@ -41,7 +41,7 @@ def test_every_cut_gives_what_the_interpreter_gives(tiny_bundle: Path, bundle: B
 
 def test_local_only_gives_real_scores(tiny_bundle: Path, bundle: Bundle, image: NDArray[np.int8]) -> None:
     local = bundle.splits[-1]
-    runner = Interpreter(model_path=str(tiny_bundle / bundle.edge_file)).get_signature_runner(local.edge_signature)
+    runner = Interpreter(model_path=str(tiny_bundle / bundle.edge_files[0])).get_signature_runner(local.edge_signature)
     stored = runner(image=image)
     with LiteRtEngine(tiny_bundle, bundle, [local]) as engine:
         found = engine.infer(local.id, image)

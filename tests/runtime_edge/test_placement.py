@@ -60,7 +60,7 @@ def quantised(bundle: Bundle, image: NDArray[np.uint8]) -> NDArray[np.int8]:
 
 def by_interpreter(folder: Path, bundle: Bundle, split: Split, image: NDArray[np.int8]) -> dict[str, Any]:
     """Every output of the edge half as stored, and as real numbers."""
-    runner = Interpreter(model_path=str(folder / bundle.edge_file)).get_signature_runner(split.edge_signature)
+    runner = Interpreter(model_path=str(folder / bundle.edge_files[0])).get_signature_runner(split.edge_signature)
     real = {}
     stored = runner(image=image)
     for name, values in stored.items():

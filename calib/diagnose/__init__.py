@@ -1,0 +1,1 @@
+"""Which layer of a quantised bundle costs which task how much, and what to keep in float."""
