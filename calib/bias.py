@@ -3,7 +3,8 @@
 Rounding the weights of an output channel shifts its mean by the sum of (rounded - exact weight) times the mean of the
 input channel, over all inputs. That is known before anything runs, so it is subtracted from the bias (Nagel et al.,
 "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019, section 4.2, with measured means in
-place of those from batch norms). Padding at the borders is left out of account.
+place of those from batch norms). Padding at the borders is left out of account. A layer without a bias stays without
+one: the converter moves new ones about, and tensors that no model has would appear in the file.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import NodeProto, numpy_helper
+from onnx import numpy_helper
 
 from calib.observe import Observations
 from calib.weights import Layer, layers, rounded
@@ -32,28 +33,23 @@ def corrected_biases(graph: Graph, seen: Observations) -> dict[str, NDArray[np.f
     """
     found: dict[str, NDArray[np.float32]] = {}
     for layer in layers(graph):
-        if layer.source not in seen.tensors or (layer.bias is not None and layer.bias_users > 1):
+        if layer.source not in seen.tensors or layer.bias is None or layer.bias_users > 1:
             continue
         shift = _shift(layer, seen.tensors[layer.source].channel_mean)
         if shift.any():
-            bias = np.zeros(len(shift)) if layer.bias is None else layer.bias.astype(np.float64)
-            found[layer.output] = (bias - shift).astype(np.float32)
+            found[layer.output] = (layer.bias.astype(np.float64) - shift).astype(np.float32)
     return found
 
 
 def with_biases(graph: Graph, biases: Mapping[str, NDArray[np.float32]]) -> Graph:
-    """The model with other biases, by the name of the tensor that the layer makes; a layer without one gets one."""
+    """The model with other biases, by the name of the tensor that the layer makes."""
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
     nodes = {node.output[0]: node for node in model.graph.node}
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     for output, bias in biases.items():
-        name = _bias_name(nodes[output])
-        made = numpy_helper.from_array(np.ascontiguousarray(bias), name)
-        if name in stored:
-            stored[name].CopyFrom(made)
-        else:
-            model.graph.initializer.append(made)
+        name = nodes[output].input[2]
+        stored[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(bias), name))
     return Graph(model)
 
 
@@ -67,13 +63,3 @@ def _shift(layer: Layer, mean: NDArray[np.float64]) -> NDArray[np.float64]:
     group = np.arange(n_out) // (n_out // layer.groups)
     inputs = mean.reshape(layer.groups, n_in)[group]
     return np.asarray((per_input * inputs).sum(axis=1))
-
-
-def _bias_name(node: NodeProto) -> str:
-    """The name of a node's bias, which is made where there is none."""
-    if len(node.input) > 2 and node.input[2]:
-        return str(node.input[2])
-    name = f"{node.output[0]}/bias"
-    del node.input[2:]
-    node.input.append(name)
-    return name

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from calib.bias import corrected_biases, with_biases
 from calib.equalise import equalise
+from calib.keep_float import operators_of
 from calib.methods import METHODS, make_table
 from calib.observe import observe, quantisable
 from calib.ranges import RangeTable
@@ -124,6 +125,8 @@ def prepare(
     tables = {method: make_table(seen, method) for method in recipe.candidates}
     rounds = recipe.precision not in _WITHOUT_RANGES
     biases = corrected_biases(balanced, seen) if recipe.correct_bias and rounds else {}
+    exact = operators_of(balanced, recipe.keep_float, crossing)  # their weights are not rounded
+    biases = {name: bias for name, bias in biases.items() if name not in exact}
     return Prepared(with_biases(balanced, biases), tables, pairs, biases)
 
 

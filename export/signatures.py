@@ -58,12 +58,14 @@ def _renumbered(operator: OperatorT, place: dict[int, int]) -> OperatorT:
     return made
 
 
-def signature(key: str, subgraph: SubGraphT, number: int) -> SignatureDefT:
-    """The definition of a subgraph's signature; its outputs are called output_0, output_1, ..."""
+def signature(
+    key: str, subgraph: SubGraphT, number: int, inputs: Sequence[str], outputs: Sequence[str]
+) -> SignatureDefT:
+    """The definition of a subgraph's signature, with names for what it takes and gives."""
     made = SignatureDefT()
     made.signatureKey, made.subgraphIndex = key.encode(), number
-    made.inputs = [_named(f"args_{i}", index) for i, index in enumerate(subgraph.inputs)]
-    made.outputs = [_named(f"output_{i}", index) for i, index in enumerate(subgraph.outputs)]
+    made.inputs = [_named(name, index) for name, index in zip(inputs, subgraph.inputs, strict=True)]
+    made.outputs = [_named(name, index) for name, index in zip(outputs, subgraph.outputs, strict=True)]
     return made
 
 

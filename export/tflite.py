@@ -35,7 +35,7 @@ are both this near, their ranges agree as closely, so either name serves."""
 
 IMAGE_RANK = 4
 
-_JOINED = "whole"
+_JOINED = "all signatures"
 """Signature of the one conversion that most others are cut out of."""
 
 _REPEAT = "'"
@@ -84,48 +84,48 @@ def convert(
         UserError: an operator has no TFLite form.
         SplitboardError: a tensor of the file has no partner in the graph.
     """
-    converted = _convert(graph, signatures, samples[0])
-    model = flatbuffer_utils.read_model_from_bytearray(bytearray(converted))
+    conversions = _conversions(graph, signatures)
+    content = _converted(graph, conversions, samples[0])
+    model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
     values = _all_values(graph, samples, names)
-    image = graph.inputs[0]
     twins: dict[str, tuple[str, ...]] = {}
+    sources: dict[str, tuple[SubGraphT, dict[str, int]]] = {}
     for index, definition in enumerate(model.signatureDefs):
-        key = definition.signatureKey.decode()
-        subgraph = model.subgraphs[definition.subgraphIndex]
-        found = _match(converted, index, subgraph, model, values, samples, image)
-        matched = {position: match.name for position, match in found.items()}
+        key, subgraph = definition.signatureKey.decode(), model.subgraphs[definition.subgraphIndex]
+        found = _match(content, index, subgraph, model, values, samples, graph.inputs[0])
         twins |= {match.name: match.twins for match in found.values()}
-        for position, name in matched.items():
-            repeats = sum(other == name for earlier, other in matched.items() if earlier < position)
-            subgraph.tensors[position].name = f"{key}/{name}{_REPEAT * repeats}".encode()
-        definition.inputs[0].name = image.encode()
-        for output, name in zip(definition.outputs, signatures[key], strict=True):
-            output.name = name.encode()
+        _rename(subgraph, {position: match.name for position, match in found.items()})
+        sources[key] = subgraph, dict(zip(conversions[key], _by_number(definition), strict=True))
+    subgraphs = []
+    for key, outputs in signatures.items():
+        source, places = sources.get(key) or sources[_JOINED]
+        subgraphs.append(cut_out(source, [places[name] for name in outputs], key))
+    model.signatureDefs = [
+        signature(key, subgraph, number, graph.inputs, outputs)
+        for number, (subgraph, (key, outputs)) in enumerate(zip(subgraphs, signatures.items(), strict=True))
+    ]
+    model.subgraphs = subgraphs
     return FloatTflite(bytes(flatbuffer_utils.convert_object_to_bytearray(model)), twins)
 
 
-def _convert(graph: Graph, signatures: Mapping[str, Sequence[str]], sample: NDArray[np.float32]) -> bytes:
-    """The converted file with all signatures.
+def _conversions(graph: Graph, signatures: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
+    """What to convert: tensors to return by name.
 
-    Those whose outputs exist in the whole model are cut out of one conversion. A tensor inside of a fused operator is
-    there only if it is an output, which would take the fusion from all others; such a signature is converted alone.
+    Signatures whose outputs exist in the whole model are cut out of one conversion. A tensor inside of a fused operator
+    is there only if it is an output, which would take the fusion from all others; such a signature is converted alone.
     """
     apart = {key: names for key, names in signatures.items() if any(graph.is_fused(name) for name in names)}
-    joined = {key: names for key, names in signatures.items() if key not in apart}
-    everything = list(dict.fromkeys(name for names in joined.values() for name in names))
-    content = _converted(graph, {**({_JOINED: everything} if joined else {}), **apart}, sample)
-    model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
-    sources = {
-        one.signatureKey.decode(): (model.subgraphs[one.subgraphIndex], _by_number(one)) for one in model.signatureDefs
-    }
-    subgraphs = []
-    for key, names in signatures.items():
-        source, indices = sources[key if key in apart else _JOINED]
-        wanted = names if key in apart else everything
-        subgraphs.append(cut_out(source, [indices[wanted.index(name)] for name in names], key))
-    model.subgraphs = subgraphs
-    model.signatureDefs = [signature(key, subgraphs[i], i) for i, key in enumerate(signatures)]
-    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+    joined = [name for key, names in signatures.items() if key not in apart for name in names]
+    return {**({_JOINED: list(dict.fromkeys(joined))} if joined else {}), **apart}
+
+
+def _rename(subgraph: SubGraphT, names: Mapping[int, str]) -> None:
+    """Gives tensors their ONNX names, each once."""
+    seen: dict[str, int] = {}
+    for position, name in names.items():
+        repeats = seen.setdefault(name, 0)
+        subgraph.tensors[position].name = f"{name}{_REPEAT * repeats}".encode()
+        seen[name] += 1
 
 
 def _by_number(definition: SignatureDefT) -> list[int]:

@@ -11,14 +11,14 @@ from splitboard.contract.errors import UserError
 
 
 def test_the_kinds_are_these() -> None:
-    assert kind_names() == ["linux-arm64", "linux-x86-64", "rpi4", "rpi5"]
+    assert kind_names() == ["jetson-orin-nano", "linux-arm64", "linux-x86-64", "rpi4", "rpi5"]
 
 
 @pytest.mark.parametrize("name", kind_names())
 def test_every_kind_loads_and_runs_what_it_says(name: str) -> None:
     kind = load_kind(name)
     assert kind.name == name
-    assert kind.format == "tflite"
+    assert kind.format == ("onnx" if "tensorrt" in kind.runtime else "tflite")
     for precision in kind.precisions:
         require_precision(kind, precision)
     assert not set(kind.precisions) & kind.refused.keys()
