@@ -2,8 +2,9 @@
 
 The images are read, prepared and normalised once beforehand where `network only` stands, and within each pass where
 `from source images` stands. Float pass: ONNX Runtime as it comes, outputs alone. Calibration: `calib.observe.observe`
-over every tensor that any split can hold in INT8, and the ranges of all methods that `--ranges auto` tries. Pieces of
-both passes are run in turn, so that both meet the same load. Aim: a ratio of at most 2.
+over every tensor that any split can hold in INT8 (all splits), or local only (one split: no tensor inside of a fused
+operator is needed); `tables s` is what the ranges of all methods of `--ranges auto` take at the end. Pieces of all
+passes are run in turn, so that both meet the same load. Aim: a ratio of at most 2.
 
 Usage: python benchmarks/calibration_time.py --calib images.npz MODEL [MODEL ...]
 """
@@ -27,10 +28,11 @@ from calib.methods import make_table
 from calib.observe import observe, quantisable
 from calib.recipe import CANDIDATES
 from export.model import Model, load_model
+from export.splits import list_splits
 from splitboard.contract.preprocess import normalise, prepare
 
 Image = NDArray[np.float32]
-PIECE = 50
+PIECE = 125
 
 
 def float_pass(model: Model) -> Callable[[Iterable[Image]], None]:
@@ -45,9 +47,9 @@ def float_pass(model: Model) -> Callable[[Iterable[Image]], None]:
     return run
 
 
-def calibration(model: Model) -> Callable[[Iterable[Image]], None]:
-    """Observes every tensor of every split."""
-    tensors = quantisable(model.graph, list(model.graph.producer))
+def calibration(model: Model, crossing: Iterable[str]) -> Callable[[Iterable[Image]], None]:
+    """Observes every tensor that an edge half can hold in INT8 if these cross."""
+    tensors = quantisable(model.graph, list(crossing))
 
     def run(images: Iterable[Image]) -> None:
         observe(model.graph, tensors, images, lambda _: None)
@@ -80,7 +82,12 @@ def measure(folder: Path, sources: list[NDArray[np.uint8]], rounds: int) -> Iter
         chosen = itertools.islice(itertools.cycle(sources), piece * PIECE, (piece + 1) * PIECE)
         return (normalise(prepare(source[None], spec), spec) for source in chosen)
 
-    passes = {"float": float_pass(model), "calibration": calibration(model)}
+    every = [name for point in list_splits(model).proper for name in (one.name for one in point.crossing)]
+    passes = {
+        "float": float_pass(model),
+        "all splits": calibration(model, every),
+        "one split": calibration(model, ()),
+    }
     for name, ready in (("network only", True), ("from source images", False)):
         seconds: dict[str, list[float]] = {who: [] for who in passes}
         for piece in range(-1, rounds):
@@ -93,7 +100,8 @@ def measure(folder: Path, sources: list[NDArray[np.uint8]], rounds: int) -> Iter
             "model": model.info.name,
             "images": f"{PIECE * rounds}, {name}",
             **{f"{who} s": sum(taken) for who, taken in seconds.items()},
-            "calibration / float": ratio(seconds["calibration"], seconds["float"]),
+            "all splits / float": ratio(seconds["all splits"], seconds["float"]),
+            "one split / float": ratio(seconds["one split"], seconds["float"]),
             "tables s": table_seconds(model, list(read(0))),
         }
 
@@ -103,7 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("models", type=Path, nargs="+", help="model folders, from splitboard export")
     parser.add_argument("--calib", required=True)
-    parser.add_argument("--rounds", type=int, default=10, help=f"pieces of {PIECE} images")
+    parser.add_argument("--rounds", type=int, default=4, help=f"pieces of {PIECE} images")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     channels = load_model(options.models[0]).info.declared().source_channels

@@ -11,8 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from queue import Queue
-from threading import Thread
 
 import numpy as np
 import onnx
@@ -91,16 +89,17 @@ class _Statistics:
     def __init__(self, shape: Sequence[int]) -> None:
         self._channels = shape[1] if len(shape) > 1 else 1
         self._step = _coprime_step(math.prod(shape) // HISTOGRAM_VALUES, shape[-1] if shape else 1)
-        self._min, self._max = math.inf, -math.inf
+        self._lowest: list[np.float32] = []
+        self._highest: list[np.float32] = []
         self._counts: NDArray[np.int64] = np.zeros(BINS, np.int64)
         self._waiting: list[NDArray[np.uint16]] = []
         self._sums: NDArray[np.float64] = np.zeros(self._channels)
 
     def take(self, value: Value, sample: int) -> None:
+        """Called for every tensor of every image, so it does as little as possible; `_count` does the rest."""
         flat = value.reshape(-1)
-        # np.minimum and np.maximum keep a NaN, to be refused at the end.
-        self._min = float(np.minimum(self._min, flat.min()))
-        self._max = float(np.maximum(self._max, flat.max()))
+        self._lowest.append(np.minimum.reduce(flat))
+        self._highest.append(np.maximum.reduce(flat))
         # The upper halves of the float32 words, little endian.
         self._waiting.append(flat.view(np.uint16)[2 * (sample % self._step) + 1 :: 2 * self._step].copy())
         if len(self._waiting) == _BUFFERED_IMAGES:
@@ -110,14 +109,17 @@ class _Statistics:
 
     def _count(self) -> None:
         self._counts += np.bincount(np.concatenate(self._waiting), minlength=BINS)
+        # numpy's reductions keep a NaN, to be refused at the end.
+        self._lowest, self._highest = [np.min(self._lowest)], [np.max(self._highest)]
         self._waiting = []
 
     def result(self, name: str, n_samples: int) -> Observed:
-        if not (math.isfinite(self._min) and math.isfinite(self._max)):
-            raise UserError(f'tensor "{name}" is not finite on the calibration images', ["check the weights for NaN"])
         if self._waiting:
             self._count()
-        return Observed(self._min, self._max, self._counts, self._sums / min(n_samples, MEAN_IMAGES))
+        low, high = float(self._lowest[0]), float(self._highest[0])
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise UserError(f'tensor "{name}" is not finite on the calibration images', ["check the weights for NaN"])
+        return Observed(low, high, self._counts, self._sums / min(n_samples, MEAN_IMAGES))
 
 
 def _coprime_step(least: int, row: int) -> int:
@@ -133,8 +135,6 @@ def observe(
 ) -> Observations:
     """Runs the float model over the calibration images.
 
-    The model computes the next image while the statistics of the last one are taken.
-
     Args:
         graph: the whole float model, one input.
         tensors: names to observe, from `quantisable`.
@@ -148,24 +148,11 @@ def observe(
     made = [name for name in tensors if name != image]
     session = _session(graph, made)
     statistics = {name: _Statistics(graph.shapes[name]) for name in (image, *made)}
-    computed: Queue[list[Value] | BaseException | None] = Queue(maxsize=1)
-
-    def compute() -> None:
-        try:
-            for sample in inputs:
-                computed.put([sample, *session.run(made, {image: sample})])
-            computed.put(None)
-        except BaseException as error:  # handed to the caller's thread, which raises it
-            computed.put(error)
-
-    Thread(target=compute, daemon=True).start()
     count = 0
-    while (values := computed.get()) is not None:
-        if isinstance(values, BaseException):
-            raise values
+    for count, sample in enumerate(inputs, 1):
+        values = [sample, *session.run(made, {image: sample})]
         for one, value in zip(statistics.values(), values, strict=True):
-            one.take(value, count)
-        count += 1
+            one.take(value, count - 1)
         on_sample(count)
     if count == 0:
         raise UserError('the calibration set holds "0" images', ["give real images with --calib"])
