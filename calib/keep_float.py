@@ -7,7 +7,7 @@ layer and the activation behind it are one operator on a board, so they stay in 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from calib.observe import quantisable
 from export.graph import Graph
@@ -39,14 +39,23 @@ def resolve(
         if wanted in behind:
             members = [behind[wanted]]
         if not members:
-            known = [*dict.fromkeys(scopes.values()), *layers]
+            known = [*_with_parents(scopes.values()), *layers]
             near = difflib.get_close_matches(wanted, known, n=1, cutoff=0.4)
             raise UserError(
                 f'"{wanted}" is neither a module nor a tensor of the model',
-                [*(f'"{one}" is the nearest' for one in near), "splitboard diagnose names the layers"],
+                [
+                    *(f'"{one}" is the nearest' for one in near),
+                    "splitboard diagnose BUNDLE --model MODEL names the layers",
+                ],
             )
         found.update(members)
     return tuple(name for name in layers if name in found)
+
+
+def _with_parents(scopes: Iterable[str]) -> list[str]:
+    """Every module scope and the modules that it lies in, each once."""
+    parts = (scope.split(".") for scope in scopes)
+    return list(dict.fromkeys(".".join(names[: i + 1]) for names in parts for i in range(len(names))))
 
 
 def _inside(scope: str, wanted: str) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from calib.artefact import accelerated_partitions, constant_bytes
+from calib.artefact import CONVERSIONS, accelerated_partitions, constant_bytes
 from calib.dataset import CalibrationSet, hold_out
 from calib.gate.deployed import edge_engine
 from calib.keep_float import resolve
@@ -367,8 +367,10 @@ def _golden_tolerance(folder: Path, bundle: Bundle, golden: dict[str, NDArray[An
 def build_output(target: Path, bundle: Bundle, chosen: Sequence[Choice]) -> BuildOutput:
     """What ``build`` tells about a bundle."""
     warnings = []
+    # Layers kept in float and float weights need conversions; they are worth a word where nobody asked for either.
+    expected = bundle.quantisation.keep_float or bundle.precision != "int8"
     for signature, operators in bundle.operators.items():
-        for name in ("TRANSPOSE", "QUANTIZE", "DEQUANTIZE"):
+        for name in ("TRANSPOSE",) if expected else ("TRANSPOSE", *CONVERSIONS):
             if operators.get(name):
                 warnings.append(f"signature {signature} holds {operators[name]} {name}")
     partitions: dict[str, int | None] = {}

@@ -166,9 +166,10 @@ def _splits(bundle: Bundle, wanted: str) -> tuple[Split, ...]:
     chosen = {bundle.split(part.strip()).id for part in wanted.split(",")}
     remote = next((split.id for split in bundle.splits if split.is_remote and split.id in chosen), None)
     if remote is not None:
+        others = ", ".join(split.id for split in bundle.splits if not split.is_remote)
         raise UserError(
             f'split "{remote}" is the float model on the server: there is nothing to judge',
-            ["leave it out", "--split all judges all others"],
+            [f"name one with a half on the board: {others}"],
         )
     return tuple(split for split in bundle.splits if split.id in chosen)
 

@@ -163,6 +163,9 @@ def test_names_to_keep_float_are_modules_or_tensors(tiny_model: Path) -> None:
     with pytest.raises(UserError, match=r'"blocks\.00" is neither a module nor a tensor') as error:
         resolve(graph, scopes, ["blocks.00"], ())
     assert error.value.tries[0] == '"blocks.0" is the nearest'
+    with pytest.raises(UserError) as error:  # a module that only holds modules
+        resolve(graph, scopes, ["block"], ())
+    assert error.value.tries[0] == '"blocks" is the nearest'
 
 
 def _tables(*methods: str) -> dict[str, RangeTable]:

@@ -479,7 +479,7 @@ def check(data: str = "test.npz", *more: str, bundle: str = "bundle") -> list[st
 GATE_WRONG = {
     "no bundle to check": Wrong(check(bundle="nope"), "nope", "splitboard build"),
     "check a split that is not there": Wrong(check("test.npz", "--split", "s99"), "s99", "nearest"),
-    "check remote only": Wrong(check("test.npz", "--split", "s00"), "s00", "leave it out"),
+    "check remote only": Wrong(check("test.npz", "--split", "s00"), "s00", "with a half on the board"),
     "check on no data": Wrong(check("nope.npz"), "nope.npz", "give a folder"),
     "check on calibration images": Wrong(check("calibration.npz"), "samples.txt", "has not seen"),
     "check on one class": Wrong(check("one.npz"), "2", "other classes"),
@@ -563,7 +563,7 @@ DIAGNOSE_WRONG = {
     "diagnose a changed bundle": Wrong(diagnose(bundle="changed"), "ranges.json", "splitboard build"),
     "diagnose without its biases": Wrong(diagnose(bundle="biases"), "biases.npz", "splitboard build"),
     "diagnose a split that is not there": Wrong(diagnose("--split", "s99"), "s99", "nearest"),
-    "diagnose remote only": Wrong(diagnose("--split", "s00"), "s00", "leave it out"),
+    "diagnose remote only": Wrong(diagnose("--split", "s00"), "s00", "with a half on the board"),
     "diagnose all splits": Wrong(diagnose("--split", "all"), "all", "the bundle has"),
     "diagnose on no data": Wrong(diagnose(data="nope.npz"), "nope.npz", "give a folder"),
     "diagnose without labels": Wrong(diagnose(data="none.npz"), "shape, colour", "labels.shape"),
