@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from calib.gate.config import Rule
 from splitboard.contract.bundle import Bundle
 from splitboard.contract.decode import read_json, to_json
 from splitboard.contract.errors import UserError
@@ -129,6 +130,22 @@ def read_baseline(path: Path) -> Baseline:
             [f"make it again: {_UPDATE}"],
         )
     return baseline
+
+
+def require_metrics(entry: BaselineEntry, rules: Mapping[str, Rule], path: Path) -> None:
+    """Refuses a comparison under another metric than the baseline was accepted under.
+
+    Raises:
+        UserError: a task has another metric.
+    """
+    for name, rule in rules.items():
+        task = entry.tasks.get(name)
+        if task is not None and task.metric != rule.metric.name:
+            raise UserError(
+                f'the baseline "{path}" was accepted with "{task.metric}" for task "{name}", this run judges by '
+                f'"{rule.metric.name}"',
+                ["give the gate that it was made with: --gate", f"accept the other metric: {_UPDATE}"],
+            )
 
 
 def require_samples(entry: BaselineEntry, tasks: Iterable[str], samples: Samples, path: Path) -> None:

@@ -15,6 +15,7 @@ from calib.gate.baseline import (
     baseline_task,
     new_entry,
     read_baseline,
+    require_metrics,
     require_samples,
     updated,
 )
@@ -140,6 +141,7 @@ def plan(request: CheckRequest) -> Plan:
         known = read_baseline(request.baseline)
         entries = {split.id: known.entry(bundle, split.id, request.baseline) for split in splits}
         for entry in entries.values():
+            require_metrics(entry, ruled, request.baseline)
             require_samples(entry, ruled, data.samples, request.baseline)
     elif request.baseline is not None and request.baseline.exists():
         old = read_baseline(request.baseline)

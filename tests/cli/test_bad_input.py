@@ -456,6 +456,7 @@ def gate_desk(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path, tiny_
         "mine": '[tasks.shape]\nmetric = "mine:f1"\nmargin = 0.1\n',
         "numbers": "[tasks.shape]\nmargin = 1.0\n",
         "broken": "[default\n",
+        "balanced": '[default]\nmetric = "balanced_accuracy"\n',
     }
     for name, text in gates.items():
         (made / f"{name}.toml").write_text(text)
@@ -499,6 +500,9 @@ GATE_WRONG = {
     "no such baseline": Wrong(check("test.npz", "--baseline", "nope.json"), "nope.json", "--update-baseline"),
     "baseline that is theirs": Wrong(check("test.npz", "--baseline", "theirs.json"), "theirs.json", ""),
     "baseline of another model": Wrong(check("test.npz", "--baseline", "model.json"), "f" * 64, "of this model"),
+    "baseline under another metric": Wrong(
+        check("test.npz", "--baseline", "good.json", "--gate", "balanced.toml"), "balanced_accuracy", "--gate"
+    ),
     "baseline of another board": Wrong(check("test.npz", "--baseline", "board.json"), "board.json", "rpi4"),
     "baseline without a sample": Wrong(check("test.npz", "--baseline", "sample.json"), "sample.json", "data that"),
     "update without a reason": Wrong(
