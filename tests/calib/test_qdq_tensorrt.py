@@ -5,8 +5,6 @@ Necessary, not sufficient: the parser is newer than those on boards, and nothing
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import onnx
 import pytest
@@ -21,6 +19,7 @@ from quantised import (  # type: ignore[import-not-found, unused-ignore]
     shortcut,
     whole_numbers,
 )
+from tensorrt_parser import errors
 
 from calib.qdq.emit import emit
 from calib.qdq.keep import depthwise_nodes, squeeze_excite_nodes
@@ -29,9 +28,6 @@ from export.cuts import multi_tensor_cuts
 from export.opset import lower_opset
 
 pytestmark = pytest.mark.trtrtx
-trt: Any = pytest.importorskip(
-    "tensorrt_rtx_bindings", reason="pip install tensorrt-rtx-cu12-bindings tensorrt-rtx-cu12-libs"
-)
 
 FAMILIES = (
     "unet",
@@ -46,29 +42,6 @@ FAMILIES = (
 
 KEEP_THEIR_OPSET = {"vit"}
 """onnx's converter has no older form of the operator Split."""
-
-
-class _Log(trt.ILogger):  # type: ignore[misc]
-    def __init__(self) -> None:
-        trt.ILogger.__init__(self)
-
-    def log(self, severity: Any, message: str) -> None:
-        """Errors are read from the parser."""
-
-
-def errors(model: onnx.ModelProto) -> list[str]:
-    """What the parser has against a graph; builds an engine for one kind of GPU where it has nothing."""
-    log = _Log()
-    builder = trt.Builder(log)
-    network = builder.create_network(0)
-    parser = trt.OnnxParser(network, log)
-    if not parser.parse(model.SerializeToString()):
-        return [parser.get_error(i).desc() for i in range(parser.num_errors)]
-    config = builder.create_builder_config()
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(trt.ComputeCapability.SM86, 0)
-    assert builder.build_serialized_network(network, config) is not None
-    return []
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -6,12 +6,12 @@ Necessary, not sufficient: the parser is newer than those on boards and servers,
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from tensorrt_parser import errors
 
 from export.cut import wire_server_graph
 from export.model import Model, load_model
@@ -20,32 +20,6 @@ from export.splits import list_splits
 from splitboard.contract.bundle import TensorSpec
 
 pytestmark = pytest.mark.trtrtx
-trt: Any = pytest.importorskip(
-    "tensorrt_rtx_bindings", reason="pip install tensorrt-rtx-cu12-bindings tensorrt-rtx-cu12-libs"
-)
-
-
-class _Log(trt.ILogger):  # type: ignore[misc]
-    def __init__(self) -> None:
-        trt.ILogger.__init__(self)
-
-    def log(self, severity: Any, message: str) -> None:
-        """Errors are read from the parser."""
-
-
-def errors(model: onnx.ModelProto) -> list[str]:
-    """What the parser has against a graph; builds an engine for one kind of GPU where it has nothing."""
-    log = _Log()
-    builder = trt.Builder(log)
-    network = builder.create_network(0)
-    parser = trt.OnnxParser(network, log)
-    if not parser.parse(model.SerializeToString()):
-        return [parser.get_error(i).desc() for i in range(parser.num_errors)]
-    config = builder.create_builder_config()
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(trt.ComputeCapability.SM86, 0)
-    assert builder.build_serialized_network(network, config) is not None
-    return []
 
 
 def server_of(model: Model, split_id: str) -> onnx.ModelProto:

@@ -8,10 +8,10 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from pages import Page
 from rich.console import Console
 
 from calib.diagnose.finding import Exclusion, LayerLoss, LayerNoise, TaskLoss
@@ -86,40 +86,14 @@ def network(count: int = 24) -> DiagnoseOutput:
     )
 
 
-class Page(HTMLParser):
-    """Elements and text; fails on tags that do not nest."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str]]] = []
-        self.text = ""
-        self._open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self._open == []
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, {name: value or "" for name, value in attrs}))
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_startendtag(tag, attrs)
-        if tag not in {"meta", "wbr"}:
-            self._open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self._open and self._open[-1] != "style":
-            self.text += data
-
+class DiagnosisPage(Page):
     def having(self, attribute: str) -> list[str]:
         return [found[attribute] for _, found in self.elements if attribute in found]
 
 
 def test_the_map_has_every_measured_layer_by_depth_and_every_task_twice() -> None:
     found = network()
-    page = Page(render_diagnosis_page(found))
+    page = DiagnosisPage(render_diagnosis_page(found))
     measured = sorted((one.layer for one in found.worst), key=[one.layer for one in found.layers].index)
     assert page.having("data-layer") == ["", *measured]
     assert page.having("data-noise") == [one.layer for one in found.layers]
@@ -142,7 +116,7 @@ def test_colours_grow_with_the_error_of_the_output() -> None:
 
 def test_page_and_terminal_say_the_same() -> None:
     found = network()
-    page = re.sub(r"\s+", " ", Page(render_diagnosis_page(found)).text)
+    page = re.sub(r"\s+", " ", DiagnosisPage(render_diagnosis_page(found)).text)
     console = Console(width=400, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     print_diagnosis(console, found)
     console.file.close()
@@ -166,14 +140,14 @@ def test_page_and_terminal_say_the_same() -> None:
     ],
 )
 def test_other_findings_have_their_own_words(change: dict[str, object], words: str) -> None:
-    assert words in Page(render_diagnosis_page(replace(network(), **change))).text  # type: ignore[arg-type]
+    assert words in DiagnosisPage(render_diagnosis_page(replace(network(), **change))).text  # type: ignore[arg-type]
 
 
 def test_a_list_that_does_not_help_is_not_called_a_cure() -> None:
     found = network()
     assert found.exclusion is not None
     failed = replace(found, exclusion=replace(found.exclusion, met=False), command=None)
-    text = Page(render_diagnosis_page(failed)).text
+    text = DiagnosisPage(render_diagnosis_page(failed)).text
     assert "did not meet it" in text
     assert "None of 9 lists of the 8 layers that add most noise meets the gate" in text
     assert "To keep in float" not in text
@@ -193,7 +167,7 @@ def test_names_are_text(tmp_path: Path) -> None:
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert text.startswith(BEGINNING)
     assert "<script" not in text
-    assert Page(text).having("data-layer") == ["", ATTACK]
+    assert DiagnosisPage(text).having("data-layer") == ["", ATTACK]
     check_file(tmp_path / "page.html", BEGINNING)
 
 

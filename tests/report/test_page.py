@@ -6,10 +6,10 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from pages import Page
 
 from splitboard.contract.bundle import Bundle
 from splitboard.contract.record import RunRecord
@@ -24,37 +24,14 @@ CHROMIUM = next(
 )
 
 
-class Page(HTMLParser):
-    """Tags, attributes and text of a page; fails on tags that do not nest."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str]]] = []
-        self.text = ""
-        self._open: list[str] = []
-        self.feed(html)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, {name: value or "" for name, value in attrs}))
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self._open and self._open[-1] != "style":
-            self.text += data
-
+class DiagnosisPage(Page):
     def bars(self) -> list[str]:
         """Splits with a row in the latency chart."""
         return [attributes["data-split"] for _, attributes in self.elements if "data-split" in attributes]
 
 
 def test_page_tells_the_whole_story(records: list[RunRecord], bundle: Bundle) -> None:
-    page = Page(render_page(records, bundle, COMMAND, LOOPBACK))
+    page = DiagnosisPage(render_page(records, bundle, COMMAND, LOOPBACK))
     assert page.bars() == [split.id for split in bundle.splits]
     for expected in (
         "Remote only (s00) was fastest",
@@ -76,7 +53,7 @@ def test_page_tells_the_whole_story(records: list[RunRecord], bundle: Bundle) ->
 
 def test_page_loads_nothing(records: list[RunRecord], bundle: Bundle) -> None:
     html = render_page(records, bundle, COMMAND)
-    for tag, attributes in Page(html).elements:
+    for tag, attributes in DiagnosisPage(html).elements:
         assert tag not in {"script", "img", "link", "iframe", "object"}
         assert not {"src", "href", "srcset", "data"} & attributes.keys()
         assert not any(name.startswith("on") for name in attributes)
@@ -93,12 +70,12 @@ def test_every_text_is_escaped(records: list[RunRecord], bundle: Bundle) -> None
     assert "<script" not in html
     assert "<b>x" not in html
     assert "&lt;script&gt;" in html
-    assert not [tag for tag, _ in Page(html).elements if tag == "script"]
+    assert not [tag for tag, _ in DiagnosisPage(html).elements if tag == "script"]
 
 
 def test_intervals_that_overlap_are_not_told_apart(records: list[RunRecord]) -> None:
     twin = replace(records[1], split="s01", scope="stem", engine="litert 2.2.0")
-    text = Page(render_page([records[0], records[1], twin], None, COMMAND)).text
+    text = DiagnosisPage(render_page([records[0], records[1], twin], None, COMMAND)).text
     assert "had the lowest median" in text
     assert "overlaps with that of s01 (after stem)" in text
 
@@ -106,24 +83,24 @@ def test_intervals_that_overlap_are_not_told_apart(records: list[RunRecord]) -> 
 def test_emulated_times_are_not_shown(make_records: Records) -> None:
     html = render_page(make_records(emulated=True), None, COMMAND)
     assert html.count("emulated: times not shown") == 6
-    assert " ms" not in Page(html).text.partition("Provenance")[0]
+    assert " ms" not in DiagnosisPage(html).text.partition("Provenance")[0]
 
 
 def test_a_throttled_run_is_marked_and_not_ranked(records: list[RunRecord]) -> None:
     hot = replace(records[1].before, throttled="throttled=0x4")
-    text = Page(render_page([replace(records[1], before=hot, after=hot), *records[2:]], None, COMMAND)).text
+    text = DiagnosisPage(render_page([replace(records[1], before=hot, after=hot), *records[2:]], None, COMMAND)).text
     assert "s00 inconclusive" in text
     assert "Left out of this ranking: s00" in text
     assert "Remote only (s00) was fastest" not in text
 
 
 def test_no_conclusive_times_at_all(make_records: Records) -> None:
-    text = Page(render_page(make_records(n=3), None, COMMAND)).text
+    text = DiagnosisPage(render_page(make_records(n=3), None, COMMAND)).text
     assert "Inconclusive: no split has times that can be compared" in text
 
 
 def test_page_without_labels_bundle_or_link(make_records: Records) -> None:
-    text = Page(render_page(make_records(labels={}), None, COMMAND)).text
+    text = DiagnosisPage(render_page(make_records(labels={}), None, COMMAND)).text
     assert "Not measured: the images have no labels." in text
     assert "The records do not say what the link was." in text
     assert "Operators of the edge file" not in text
@@ -164,7 +141,7 @@ def test_chromium_shows_a_bar_per_split_and_no_error(tmp_path: Path, records: li
     command += ["--disable-background-networking", "--disable-sync", "--disable-quic"]
     command += [f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--dump-dom", report.as_uri()]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    page = Page(shown.stdout)
+    page = DiagnosisPage(shown.stdout)
     assert page.bars() == [split.id for split in bundle.splits]
     assert sum("segment edge" in attributes.get("class", "") for _, attributes in page.elements) == 5
     assert "CONSOLE" not in shown.stderr

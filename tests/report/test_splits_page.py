@@ -9,10 +9,10 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from pages import Page
 
 from export.splits import Crossing, SplitPoint
 from splitboard.contract.folder import check_file
@@ -62,33 +62,7 @@ def network() -> list[SplitPoint]:
     return [REMOTE, *single, LOCAL, *multi]
 
 
-class Page(HTMLParser):
-    """Elements and text; fails on tags that do not nest."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str]]] = []
-        self.text = ""
-        self._open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self._open == []
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, {name: value or "" for name, value in attrs}))
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_startendtag(tag, attrs)
-        if tag not in {"meta", "wbr"}:
-            self._open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self._open and self._open[-1] != "style":
-            self.text += data
-
+class SplitsPage(Page):
     def kinds(self, attribute: str) -> dict[str, set[str]]:
         """Classes by split id, of the elements with an attribute that holds the id."""
         return {a[attribute]: set(a.get("class", "").split()) for _, a in self.elements if attribute in a}
@@ -100,13 +74,13 @@ def text() -> str:
     return render_splits_page("net", network(), REMOTE)
 
 
-def shown(points: Sequence[SplitPoint], name: str = "net") -> Page:
-    return Page(render_splits_page(name, points, REMOTE))
+def shown(points: Sequence[SplitPoint], name: str = "net") -> SplitsPage:
+    return SplitsPage(render_splits_page(name, points, REMOTE))
 
 
 def test_chart_and_table_hold_every_point_and_mark_exactly_the_natural_ones(text: str) -> None:
     points = network()
-    page = Page(text)
+    page = SplitsPage(text)
     for attribute in ("data-split", "data-row"):
         kinds = page.kinds(attribute)
         assert set(kinds) == {one.id for one in points}
@@ -120,7 +94,7 @@ def test_chart_and_table_hold_every_point_and_mark_exactly_the_natural_ones(text
 
 
 def test_the_findings_are_those_of_the_cuts(text: str) -> None:
-    text = Page(text).text
+    text = SplitsPage(text).text
     assert "Natural bottlenecks: 91 of the 120 cuts shown" in text
     assert "The first natural bottleneck is s10, after backbone.blocks.2.depthwise.2: 9,000 B at INT8" in text
     assert "Remote only sends the image itself, uint8: 3,000 B." in text
@@ -194,13 +168,13 @@ def test_every_text_is_escaped() -> None:
     text = render_splits_page(ATTACK, odd, REMOTE)
     assert "<script" not in text
     assert "&lt;script&gt;" in text
-    page = Page(text)
+    page = SplitsPage(text)
     assert "script" not in {tag for tag, _ in page.elements}
     assert page.text.count("alert(1)") > 4
 
 
 def test_page_loads_nothing(text: str) -> None:
-    for tag, attributes in Page(text).elements:
+    for tag, attributes in SplitsPage(text).elements:
         assert tag not in {"script", "img", "image", "link", "iframe", "object", "use", "foreignobject"}
         assert not {"src", "srcset", "data", "xlink:href"} & attributes.keys()
         assert tag == "a" or "href" not in attributes
@@ -267,7 +241,7 @@ def test_chromium_shows_every_point_and_no_error(tmp_path: Path) -> None:
     points = [replace(network()[1], scope=ATTACK), *network()[50:80]]
     write_splits_page(target, ATTACK, points, REMOTE)
     document, log = browse(target, tmp_path / "profile")
-    kinds = Page(document).kinds("data-split")
+    kinds = SplitsPage(document).kinds("data-split")
     assert {split_id: "natural" in found for split_id, found in kinds.items()} == {
         one.id: one.natural for one in points
     }
