@@ -9,18 +9,20 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-import traceback
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from export.child_refusals import Refused, first_line, user_line
+
+sys.path.pop()
+for _name in [name for name in sys.modules if name.partition(".")[0] == "export"]:
+    del sys.modules[_name]  # theirs may be called so
+
 _FORM = "write it as package.module:name of an iterable, or of a function that returns one"
-
-
-class Refused(Exception):
-    """The user's input was wrong."""
 
 
 def images(source: str) -> Any:
@@ -63,9 +65,9 @@ def main() -> int:
         if not labels:
             raise Refused(f'"{request["source"]}" gives "0" images')
     except (Exception, SystemExit) as error:  # the user's code may raise anything; its line is what helps them
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(folder)]
-        where = f' in "{Path(frames[-1].filename).name}:{frames[-1].lineno}"' if frames else ""
-        message = str(error) if isinstance(error, Refused) else f"{type(error).__name__}{where}: {error}"
+        at = user_line(error, Path(folder))
+        where = "" if at is None else f' in "{at}"'
+        message = str(error) if isinstance(error, Refused) else f"{type(error).__name__}{where}: {first_line(error)}"
         tries = [_FORM, "name the folder that your package lies in with --path"]
         (out / "error.json").write_text(json.dumps({"message": message, "tries": tries}), encoding="utf-8")
         return 3

@@ -89,7 +89,7 @@ def fp16(floating: FloatTflite, table: RangeTable, keep_float: Collection[str] =
     return _quantised(floating, table, _recipe(manager.get_quantization_recipe(), keep_float))
 
 
-def fp32(floating: FloatTflite, table: RangeTable, keep_float: Collection[str] = ()) -> bytes:  # noqa: ARG001
+def fp32(floating: FloatTflite, table: RangeTable, keep_float: Collection[str] = ()) -> bytes:  # noqa: ARG001 (the table's signature)
     """Everything float32, as converted."""
     return floating.content
 

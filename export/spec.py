@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from splitboard.contract.decode import decode
-from splitboard.contract.errors import UserError
+from export.toml import read_toml
 from splitboard.contract.preprocess import Preprocessing
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 _TRIES = [
     "[preprocessing] has height, width, source_channels (3 for RGB images, 1 for grey ones), mean and std",
@@ -40,11 +33,4 @@ def read_spec(path: Path) -> ModelSpec:
     Raises:
         UserError: the file is missing, is not TOML, or has keys that do not belong.
     """
-    try:
-        return decode(ModelSpec, tomllib.loads(path.read_text(encoding="utf-8")), str(path))
-    except UserError as error:
-        raise UserError(error.message, [*error.tries, *_TRIES]) from error
-    except OSError as error:
-        raise UserError(f'cannot read the model spec "{path}": {error.strerror}', _TRIES) from error
-    except ValueError as error:  # not UTF-8, or not TOML
-        raise UserError(f'"{path}" is not valid TOML: {error}', _TRIES) from error
+    return read_toml(ModelSpec, path, "model spec", _TRIES)

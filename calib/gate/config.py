@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from calib.gate.metrics import DEFAULT_METRIC, METRICS, Kind, Metric, own_metric
-from splitboard.contract.decode import decode
+from export.toml import read_toml
 from splitboard.contract.errors import UserError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 DEFAULT_MARGIN_POINTS = 1.0
 DEFAULT_CONFIDENCE = 0.95
@@ -79,14 +73,7 @@ def read_gate(path: Path) -> Gate:
     Raises:
         UserError: the file is missing, is not TOML, or has keys that do not belong.
     """
-    try:
-        return decode(Gate, tomllib.loads(path.read_text(encoding="utf-8")), str(path))
-    except UserError as error:
-        raise UserError(error.message, [*error.tries, *_TRIES]) from error
-    except OSError as error:
-        raise UserError(f'cannot read the gate "{path}": {error.strerror}', _TRIES) from error
-    except ValueError as error:  # not UTF-8, or not TOML
-        raise UserError(f'"{path}" is not valid TOML: {error}', _TRIES) from error
+    return read_toml(Gate, path, "gate", _TRIES)
 
 
 def rules(gate: Gate, tasks: tuple[str, ...], kinds: Mapping[str, Kind]) -> dict[str, Rule]:

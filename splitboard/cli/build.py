@@ -291,7 +291,7 @@ def _write_files(
         (folder / path).write_bytes(content)
     for split_id, server in halves.servers.items():
         onnx.save(server, folder / "server" / f"{split_id}.onnx")
-    # numpy types all keyword arguments as its own option allow_pickle.
+    # numpy types all keyword arguments, here and below, as its own option allow_pickle.
     np.savez(folder / GOLDEN_FILE, **golden)  # type: ignore[arg-type]
     np.savez(folder / BIASES_FILE, **halves.edge.prepared.biases)  # type: ignore[arg-type]
     (folder / RANGES_FILE).write_text(to_json(halves.edge.table, indent=1) + "\n", encoding="utf-8")

@@ -342,7 +342,7 @@ def test_a_local_task_stays_float_where_it_crosses() -> None:
 # Quality
 
 
-class _Reader(CalibrationDataReader):  # type: ignore[misc]
+class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
     def __init__(self, samples: list[Image]) -> None:
         self._left = iter([{"image": sample} for sample in samples])
 
