@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_OUT ?= demo-out
 
-.PHONY: demo test check format readme clean
+.PHONY: demo test check format readme triton clean
 
 # A stamp per extra, renewed when what it was made from changes; so a second run starts at once.
 $(VENV)/.installed-%: pyproject.toml constraints.txt
@@ -33,5 +33,13 @@ format: $(VENV)/.installed-dev
 readme: demo
 	$(BIN)/python docs/write_readme.py $(DEMO_OUT)
 
+# NVIDIA Triton from its wheel with its clients, in an environment of its own, for the tests marked triton.
+triton: .venv-triton/.installed
+
+.venv-triton/.installed: constraints.txt
+	$(PYTHON) -m venv .venv-triton
+	.venv-triton/bin/python -m pip install --quiet --disable-pip-version-check nvidia-pytriton==0.7.0 "tritonclient[grpc,http]==2.73.0" onnxruntime==$$(sed -n 's/^onnxruntime==//p' constraints.txt)
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info $(DEMO_OUT)
+	rm -rf $(VENV) .venv-triton build *.egg-info $(DEMO_OUT)

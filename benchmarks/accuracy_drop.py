@@ -24,7 +24,7 @@ from calib.recipe import Recipe
 from export.choice import choose
 from export.model import load_model
 from export.splits import list_splits
-from runtime_edge.litert import find_interpreter
+from runtime_edge.engines.litert import find_interpreter
 from splitboard.cli import check
 from splitboard.cli.build import BuildRequest, build_bundle
 from splitboard.cli.console import steps

@@ -37,7 +37,7 @@ from export.graph import Graph
 from export.model import Model, load_model
 from export.reference import optimised_session
 from export.tflite import convert
-from runtime_edge.litert import find_interpreter
+from runtime_edge.engines.litert import find_interpreter
 from splitboard.cli.console import steps
 from splitboard.cli.finetune import Progress, calibrated, finetune_model
 from splitboard.contract.preprocess import normalise, prepare

@@ -26,7 +26,7 @@ from calib.observe import quantisable
 from export.edge_form import edge_form, sums_into_biases
 from export.model import load_model
 from export.tflite import convert
-from runtime_edge.litert import find_interpreter
+from runtime_edge.engines.litert import find_interpreter
 from splitboard.cli.console import steps
 from splitboard.contract.bundle import Bundle, Split, load_bundle
 from splitboard.contract.preprocess import edge_image, normalise, quantised_table

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime_edge.environment import read_environment
+from runtime_edge.bench.environment import read_environment
 
 _RESAMPLES = 2000
 

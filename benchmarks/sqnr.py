@@ -33,7 +33,7 @@ from calib.recipe import Recipe, prepare
 from calib.tflite_edge import choose_ranges, float_edge, quantised
 from export.model import Model, load_model
 from export.reference import reference_session
-from runtime_edge.litert import find_interpreter
+from runtime_edge.engines.litert import find_interpreter
 from splitboard.cli.console import steps
 from splitboard.cli.edge_half import judges
 

@@ -9,7 +9,9 @@ import runtime_edge
 import splitboard
 
 NAME = "splitboard-edge.pyz"
-_SHEBANG = b"#!/usr/bin/env python3\n"
+BEGINNING = "#!/usr/bin/env python3\n"
+"""Every such file begins so."""
+
 _MAIN = "import sys\n\nfrom runtime_edge.__main__ import main\n\nsys.exit(main())\n"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _READ_ALL = 0o644 << 16
@@ -31,7 +33,7 @@ def build_zipapp(target: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".part")
     with open(beside, "wb") as file:
-        file.write(_SHEBANG)
+        file.write(BEGINNING.encode())
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, text in sorted(_sources().items()):
                 entry = zipfile.ZipInfo(name, _EPOCH)
@@ -46,7 +48,7 @@ def build_zipapp(target: Path) -> Path:
 def _sources() -> dict[str, bytes]:
     """Every module by its path in the archive."""
     edge, ground = _folder(runtime_edge.__file__), _folder(splitboard.__file__)
-    found = {f"runtime_edge/{path.name}": path.read_bytes() for path in edge.glob("*.py")}
+    found = {f"runtime_edge/{path.relative_to(edge).as_posix()}": path.read_bytes() for path in edge.rglob("*.py")}
     found |= {f"splitboard/contract/{path.name}": path.read_bytes() for path in (ground / "contract").glob("*.py")}
     return {**found, "splitboard/__init__.py": (ground / "__init__.py").read_bytes(), "__main__.py": _MAIN.encode()}
 

@@ -18,6 +18,7 @@ from onnxruntime import InferenceSession
 
 from export import checkpoint, onnx_file
 from export.checks import check_clean
+from export.exits import find_exits
 from export.exported import Exported, ExportRequest, Results, Samples
 from export.graph import Graph
 from export.inputs import find_image, input_spec
@@ -153,6 +154,9 @@ def _write(
 ) -> ModelInfo:
     graph = Graph(cleaned.model)
     tasks = tasks_of(graph, request.spec)
+    sequences = numbered_sequences(cleaned.scopes.values()) if exported.sequences is None else exported.sequences
+    declared = {} if request.spec is None else request.spec.exits
+    exits = find_exits(graph, tasks, declared, cleaned.scopes, sequences)
     preprocessing = None if request.spec is None else request.spec.preprocessing
     tools = {**exported.tool_versions, **{tool: version(tool) for tool in ("onnx", "onnxscript", "onnxsim")}}
     describe(
@@ -160,11 +164,11 @@ def _write(
         {
             "checkpoint_sha256": exported.source_sha256,
             "tasks": json.dumps({task.name: task.labels for task in tasks}),
+            "exits": json.dumps({one.output: one.task for one in exits}),
             "preprocessing": json.dumps(None if preprocessing is None else asdict(preprocessing)),
             "tools": json.dumps(tools),
         },
     )
-    sequences = exported.sequences
     with new_folder(target, MODEL_JSON) as folder:
         onnx.save(graph.model, folder / MODEL_ONNX)
         info = ModelInfo(
@@ -177,17 +181,18 @@ def _write(
             image=image,
             preprocessing=preprocessing,
             scopes=dict(cleaned.scopes),
-            sequences=numbered_sequences(cleaned.scopes.values()) if sequences is None else sequences,
+            sequences=sequences,
             changes=(*exported.changes, *cleaned.changes),
             parity=dict(measured),
             tool_versions=tools,
+            exits=exits,
         )
         (folder / MODEL_JSON).write_text(to_json(info, indent=1) + "\n", encoding="utf-8")
     return info
 
 
 def tasks_of(graph: Graph, spec: ModelSpec | None) -> tuple[Task, ...]:
-    """The tasks with their class names, numbered where none are declared.
+    """The tasks with their class names, numbered where none are declared; outputs that are exits are no tasks.
 
     Classes lie along the last dimension, in dense outputs ``[1, classes, h, w]`` along the second.
 
@@ -195,14 +200,20 @@ def tasks_of(graph: Graph, spec: ModelSpec | None) -> tuple[Task, ...]:
         UserError: the spec labels an unknown task, or another number of classes.
     """
     labels = {} if spec is None else spec.labels
-    unknown = labels.keys() - set(graph.outputs)
+    exits = {} if spec is None else spec.exits
+    outputs = [name for name in graph.outputs if name not in exits]
+    unknown = labels.keys() - set(outputs)
     if unknown:
         raise UserError(
             f'the model spec labels the task "{sorted(unknown)[0]}"',
-            [f"the model's tasks are: {', '.join(graph.outputs)}"],
+            [f"the model's tasks are: {', '.join(outputs)}"],
+        )
+    if not outputs:
+        raise UserError(
+            f'every output is declared an exit: "{", ".join(exits)}"', ["leave the tasks themselves out of [exits]"]
         )
     tasks = []
-    for output in graph.outputs:
+    for output in outputs:
         shape = graph.shapes[output]
         classes = (*shape, 1)[1 if len(shape) == 4 else max(len(shape) - 1, 0)]
         named = labels.get(output, tuple(str(index) for index in range(classes)))

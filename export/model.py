@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import onnx
 
+from export.exits import without_exits
 from export.graph import Graph
 from export.reference import Parity
-from splitboard.contract.bundle import Task, TensorSpec, file_sha256
+from splitboard.contract.bundle import Exit, Task, TensorSpec, file_sha256
 from splitboard.contract.decode import read_json
 from splitboard.contract.errors import UserError
 from splitboard.contract.preprocess import Preprocessing
@@ -28,7 +30,7 @@ class ModelInfo:
         name: names the served models.
         model_sha256: of ``model.onnx``.
         checkpoint_sha256: of the checkpoint that was exported.
-        tasks: in the order of the outputs.
+        tasks: in the order of the outputs; no exits among them.
         inputs: in the order of the graph; images are NCHW.
         image: name of the input that the preprocessing makes; ``None`` where no preprocessing was declared.
         preprocessing: from a source image to that input; ``None`` where none was declared.
@@ -37,6 +39,8 @@ class ModelInfo:
         changes: what the simplification did to the graph, one line each.
         parity: by task, on seeded inputs, how near the graph is to what it was exported from.
         tool_versions: what made it.
+        exits: outputs that are early heads of the tasks, in their order.
+        exit_samples: sha256 of every image that exits were fitted on, sorted; they cannot judge the exits.
     """
 
     schema_version: int
@@ -52,6 +56,8 @@ class ModelInfo:
     changes: tuple[str, ...]
     parity: dict[str, Parity]
     tool_versions: dict[str, str]
+    exits: tuple[Exit, ...] = ()
+    exit_samples: tuple[str, ...] = ()
 
     def declared(self) -> Preprocessing:
         """The preprocessing.
@@ -69,10 +75,20 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Model:
-    """A model folder, read."""
+    """A model folder, read.
+
+    Attributes:
+        info: ``model.json``.
+        whole: ``model.onnx``, early exits included.
+    """
 
     info: ModelInfo
-    graph: Graph
+    whole: Graph
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The model without its exits: what is cut, what the server holds, and what the tasks are judged by."""
+        return without_exits(self.whole, {one.output for one in self.info.exits})
 
 
 def load_model(folder: Path) -> Model:

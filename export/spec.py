@@ -11,6 +11,7 @@ from splitboard.contract.preprocess import Preprocessing
 _TRIES = [
     "[preprocessing] has height, width, source_channels (3 for RGB images, 1 for grey ones), mean and std",
     "it may also have resize_shorter and channel_order; [labels] may have the class names of each task",
+    '[exits] may name outputs that are early heads of a task: defect_early = "defect"',
 ]
 
 
@@ -21,10 +22,12 @@ class ModelSpec:
     Attributes:
         preprocessing: from a source image to the model's input.
         labels: class names by task; tasks that are not named here get numbered classes.
+        exits: task by output, for outputs that are early heads of it.
     """
 
     preprocessing: Preprocessing
     labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    exits: dict[str, str] = field(default_factory=dict)
 
 
 def read_spec(path: Path) -> ModelSpec:

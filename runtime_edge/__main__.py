@@ -14,14 +14,24 @@ from typing import Callable, Iterator, List, NoReturn, Optional, Sequence, Tuple
 
 import numpy as np
 
-from runtime_edge.energy import NOT_ASKED, EnergyWindows, measure_energy
-from runtime_edge.engine import edge_splits
-from runtime_edge.environment import read_environment
-from runtime_edge.link import TIMEOUT_S, Link
-from runtime_edge.litert import LiteRtEngine, find_interpreter
-from runtime_edge.measure import Conditions, measure, records
-from runtime_edge.meters import find_meter
+from runtime_edge.bench.energy import NOT_ASKED, EnergyWindows, measure_energy
+from runtime_edge.bench.environment import read_environment
+from runtime_edge.bench.measure import Conditions, measure, records
+from runtime_edge.bench.meters import find_meter
+from runtime_edge.engines.choice import make_engine
+from runtime_edge.engines.litert import LiteRtEngine, find_interpreter
+from runtime_edge.link.link import Link
+from runtime_edge.link.sender import CODINGS, PLAIN, Sender
 from runtime_edge.pipeline import Pipeline
+from runtime_edge.run_verb import (
+    EXIT_INTERRUPTED,
+    add_run_options,
+    add_server_options,
+    greet,
+    resources,
+    run_verb,
+    security,
+)
 from runtime_edge.selfcheck import local_split, selfcheck
 from splitboard import __version__
 from splitboard.contract.bundle import Bundle, Split, bundle_sha256, load_bundle
@@ -33,16 +43,18 @@ from splitboard.contract.errors import (
     SplitboardError,
     UserError,
 )
+from splitboard.contract.interface import interface
 from splitboard.contract.record import write_records
 from splitboard.contract.samples import Samples, load_samples
 
-EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
 _EXAMPLES = """examples:
   python3 splitboard-edge.pyz doctor
   python3 splitboard-edge.pyz selfcheck --bundle elpv.bundle
-  python3 splitboard-edge.pyz run   --bundle elpv.bundle --data cells.npz --split s07 --server http://10.0.0.5:8000
+  python3 splitboard-edge.pyz run   --bundle elpv.bundle --data cells/ --split s07 --server http://10.0.0.5:8000
+  python3 splitboard-edge.pyz run   --bundle elpv.bundle --data camera:0 --split auto --deadline 100 \\
+      --server https://10.0.0.5:8000 --token-file token --out answers.jsonl
   python3 splitboard-edge.pyz bench --bundle elpv.bundle --data cells.npz --splits all --server http://10.0.0.5:8000 \\
       --out runs/board.jsonl
 """
@@ -75,17 +87,17 @@ def _parser() -> argparse.ArgumentParser:
     check = verb(
         "selfcheck", "golden inputs against the float model's outputs; exit 1 where they are too far", _selfcheck
     )
-    run = verb("run", "class scores of images, one line of JSON each", _run)
+    run = verb("run", "answers images, one line of JSON each, with the server and without it", _run)
     bench = verb("bench", "latency, and with --energy joules, of splits on images", _bench)
     for made in (check, run, bench):
         made.add_argument("--bundle", type=Path, required=True, metavar="DIR")
         made.add_argument("--threads", type=int, default=1, help="of the edge engine (default 1)")
     for made in (run, bench):
-        made.add_argument("--data", type=Path, required=True, help=".npz with images, or a folder of images")
-        made.add_argument("--server", metavar="URL", help="of splitboard serve; not needed for local only")
-        made.add_argument("--limit", type=int, metavar="N", help="only the first N images")
-        made.add_argument("--timeout", type=float, default=TIMEOUT_S, metavar="S", help=f"default {TIMEOUT_S:g} s")
-    run.add_argument("--split", required=True, metavar="ID")
+        add_server_options(made)
+    add_run_options(run)
+    bench.add_argument("--data", type=Path, required=True, help=".npz with images, or a folder of images of one size")
+    bench.add_argument("--limit", type=int, metavar="N", help="only the first N images")
+    bench.add_argument("--coding", choices=CODINGS, default=PLAIN, help="of requests (default none)")
     bench.add_argument("--splits", default="all", metavar="ID,ID", help="ids or all (default)")
     bench.add_argument("--out", type=Path, required=True, metavar="RUNS.jsonl")
     bench.add_argument("--warmup", type=int, default=20, metavar="N", help="discarded per split (default 20)")
@@ -127,19 +139,7 @@ def _selfcheck(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    bundle = load_bundle(options.bundle)
-    split = bundle.split(options.split)
-    samples = _samples(options, bundle)
-    with _opened(options, bundle, (split,)) as (pipeline, _):
-        for image, sample in zip(samples.images, samples.hashes):
-            one = pipeline.infer(split, image)
-            outputs = {}
-            for task in bundle.tasks:
-                scores = _softmax(one.scores[task.name])
-                outputs[task.name] = {"label": task.labels[int(np.argmax(scores))], "scores": scores}
-            line = {"sample": sample, "split": split.id, "outputs": outputs, "total_ms": one.total_ns / 1e6}
-            _say(json.dumps(line))
-    return EXIT_PASS
+    return run_verb(options, options.arguments)
 
 
 def _bench(options: argparse.Namespace) -> int:
@@ -190,12 +190,16 @@ def _samples(options: argparse.Namespace, bundle: Bundle) -> Samples:
 def _opened(options: argparse.Namespace, bundle: Bundle, splits: Tuple[Split, ...]) -> Iterator[Tuple[Pipeline, str]]:
     """A pipeline with what its splits need, and the engine's name; ``none`` where nothing runs on the board."""
     with contextlib.ExitStack() as stack:
-        engine, link = None, None
+        sha256 = bundle_sha256(options.bundle)
+        sender = None
         if options.server is not None:
-            link = stack.enter_context(Link(options.server, options.timeout))
-        if edge_splits(splits):
-            engine = stack.enter_context(LiteRtEngine(options.bundle, bundle, splits, options.threads))
-        pipeline = Pipeline(bundle, bundle_sha256(options.bundle), splits, engine, link)
+            sender = Sender(
+                stack.enter_context(Link(options.server, options.timeout, security(options))), options.jpeg_quality
+            )
+            greet(sender, [interface(bundle, sha256, split) for split in splits if not split.is_local], options.coding)
+        made = make_engine(options.bundle, bundle, splits, resources(options))
+        engine = None if made is None else stack.enter_context(made)
+        pipeline = Pipeline(bundle, sha256, splits, engine, sender, options.coding)
         yield pipeline, "none" if engine is None else engine.name
 
 
@@ -203,11 +207,6 @@ def _say(text: str) -> None:
     """One answer on standard output, at once, so that another program can follow a long run."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
-
-
-def _softmax(logits: List[float]) -> List[float]:
-    exponentials = np.exp(np.asarray(logits, np.float64) - max(logits))
-    return [float(value) for value in exponentials / exponentials.sum()]
 
 
 def _bar(what: str) -> Callable[[int, int], None]:
@@ -238,7 +237,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         The exit code: 0 pass, 1 a gate failed, 2 inconclusive, 3 wrong input, 70 our own bug, 130 interrupted.
     """
     try:
-        options = _parser().parse_args(arguments)
+        given = tuple(sys.argv[1:] if arguments is None else arguments)
+        options = _parser().parse_args(given, argparse.Namespace(arguments=given))
         code = options.run(options)
         return int(code)
     except SplitboardError as error:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from time import perf_counter_ns
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime_edge.engine import Engine
-from runtime_edge.link import Link
+from runtime_edge.engines.engine import Engine
+from runtime_edge.link.connection import LinkError
+from runtime_edge.link.sender import JPEG, PLAIN, Answer, Sender
 from splitboard.contract.bundle import Bundle, Split
 from splitboard.contract.errors import UserError
-from splitboard.contract.interface import WireError, interface
+from splitboard.contract.interface import Interface, interface
 from splitboard.contract.preprocess import edge_image, prepare
-from splitboard.contract.wire import HEADER_LENGTH, decode_reply, encode_request, parse_server_timing
 
 Array = NDArray[Any]
 
@@ -34,12 +34,24 @@ class Inference(NamedTuple):
     scores: Dict[str, List[float]]
 
 
-class _Answer(NamedTuple):
-    """Outputs by task, the spans serialise, link, queue and server, and when the outputs were there."""
+class EdgeHalf(NamedTuple):
+    """What the board has computed of one image.
 
-    outputs: Dict[str, Array]
-    spans_ns: Optional[Tuple[int, ...]]
-    arrived_ns: int
+    Attributes:
+        split: that was run.
+        pixels: the prepared image, ``[1, height, width, source_channels]``, uint8.
+        tensors: what the edge graph takes and gives, by name; of remote only the pixels.
+        start_ns: when the image came.
+        pre_ns: preprocessing.
+        edge_ns: the edge graph.
+    """
+
+    split: Split
+    pixels: NDArray[np.uint8]
+    tensors: Dict[str, Array]
+    start_ns: int
+    pre_ns: int
+    edge_ns: int
 
 
 class Pipeline:
@@ -50,10 +62,12 @@ class Pipeline:
         bundle_sha256: its identity, sent with every request.
         splits: that will be run.
         engine: entered, and made for these splits; ``None`` only where every split is remote.
-        link: to the server; ``None`` only where every split is local.
+        sender: to the server; ``None`` only where every split is local.
+        coding: of requests, one of `runtime_edge.link.sender.CODINGS`; ``jpeg`` holds for remote only, the others are
+            sent as they are then.
 
     Raises:
-        UserError: a split needs a server and there is no link.
+        UserError: a split needs a server and there is none.
     """
 
     def __init__(
@@ -62,17 +76,22 @@ class Pipeline:
         bundle_sha256: str,
         splits: Tuple[Split, ...],
         engine: Optional[Engine],
-        link: Optional[Link],
+        sender: Optional[Sender],
+        coding: str = PLAIN,
     ) -> None:
+        self.bundle = bundle
         self._spec = bundle.preprocessing
-        self._tasks = [task.name for task in bundle.tasks]
+        self._tasks = tuple(task.name for task in bundle.tasks)
         self._image = bundle.edge_input.name
         self._table = bundle.input_table()
         self._engine = engine
-        self._link = link
-        self._interfaces = {s.id: interface(bundle, bundle_sha256, s) for s in splits if not s.is_local}
-        if link is None and self._interfaces:
-            names = ", ".join(self._interfaces)
+        self._sender = sender
+        self._coding = coding
+        self.interfaces: Dict[str, Interface] = {
+            split.id: interface(bundle, bundle_sha256, split) for split in splits if not split.is_local
+        }
+        if sender is None and self.interfaces:
+            names = ", ".join(self.interfaces)
             raise UserError(f'no server given for "{names}"', ["--server http://HOST:PORT", "--splits with local only"])
 
     def infer(self, split: Split, image: NDArray[np.uint8]) -> Inference:
@@ -85,56 +104,94 @@ class Pipeline:
         Raises:
             UserError: the server is not there, refuses, or answers what cannot be used.
         """
-        start_ns = perf_counter_ns()
-        pixels = prepare(image[None], self._spec)
-        prepared: Array = pixels if split.is_remote else edge_image(pixels, self._table)
-        prepared_ns = perf_counter_ns()
-        if split.is_remote:
-            tensors: Dict[str, Array] = {split.tensors[0].name: prepared}
-            computed_ns = prepared_ns
+        half = self.edge(split, image)
+        if split.is_local:
+            answered_ns = perf_counter_ns()
+            spans_ns: Optional[Tuple[int, ...]] = (0, half.pre_ns, half.edge_ns, 0, 0, 0, 0, 0, 0)
+            outputs: Dict[str, Array] = {}
         else:
-            tensors = {self._image: prepared, **self._edge(split, prepared)}
-            computed_ns = perf_counter_ns()
-        answer = _Answer({}, (0, 0, 0, 0), computed_ns) if split.is_local else self._ask(split, tensors)
-        outputs = {**answer.outputs, **_local_outputs(split, tensors)}
+            coding = PLAIN if self._coding == JPEG and not split.is_remote else self._coding
+            answer = self.ask(half, self.asked(split), coding)
+            answered_ns, outputs = answer.arrived_ns, answer.outputs
+            spans_ns = _spans(half, answer)
+        outputs = {**outputs, **local_outputs(half)}
         scores = {task: outputs[task][0].tolist() for task in self._tasks}
         end_ns = perf_counter_ns()
-        spans_ns = None
-        if answer.spans_ns is not None:
-            before_ns = (prepared_ns - start_ns, computed_ns - prepared_ns)
-            spans_ns = (*before_ns, *answer.spans_ns, end_ns - answer.arrived_ns)
-        return Inference(spans_ns, perf_counter_ns() - start_ns, scores)
+        if spans_ns is not None:
+            spans_ns = (*spans_ns, end_ns - answered_ns)
+        return Inference(spans_ns, perf_counter_ns() - half.start_ns, scores)
 
-    def _edge(self, split: Split, image: NDArray[np.int8]) -> Dict[str, Array]:
+    def asked(self, split: Split) -> Tuple[str, ...]:
+        """The tasks that a split's server half answers."""
+        return tuple(task for task in self._tasks if task not in split.local_tasks)
+
+    def edge(self, split: Split, image: NDArray[np.uint8]) -> EdgeHalf:
+        """Preprocessing and the edge half; see `infer`."""
+        start_ns = perf_counter_ns()
+        pixels = prepare(image[None], self._spec)
+        if split.is_remote:
+            tensors: Dict[str, Array] = {split.tensors[0].name: pixels}
+            return EdgeHalf(split, pixels, tensors, start_ns, perf_counter_ns() - start_ns, 0)
+        prepared = edge_image(pixels, self._table)
+        prepared_ns = perf_counter_ns()
         if self._engine is None:
             raise RuntimeError("a split with an edge half was given to a pipeline without an engine")
-        return self._engine.infer(split.id, image)
+        tensors = self._engine.infer(split.id, prepared)
+        computed_ns = perf_counter_ns()
+        tensors[self._image] = prepared
+        return EdgeHalf(split, pixels, tensors, start_ns, prepared_ns - start_ns, computed_ns - prepared_ns)
 
-    def _ask(self, split: Split, tensors: Dict[str, Array]) -> _Answer:
-        if self._link is None:
-            raise RuntimeError("a split that needs a server passed the constructor without a link")
-        to = self._interfaces[split.id]
+    def whole(self, half: EdgeHalf, local: Split) -> EdgeHalf:
+        """The whole model on the board, for an image whose edge half was computed in vain.
+
+        Args:
+            half: it.
+            local: local only, one of the pipeline's splits.
+        """
+        if self._engine is None:
+            raise RuntimeError("local only was asked of a pipeline without an engine")
         start_ns = perf_counter_ns()
-        request = encode_request(tensors, to)
-        sent_ns = perf_counter_ns()
-        reply = self._link.infer(to, request)
-        arrived_ns = perf_counter_ns()
+        prepared = edge_image(half.pixels, self._table)
+        tensors = self._engine.infer(local.id, prepared)
+        return half._replace(split=local, tensors=tensors, edge_ns=perf_counter_ns() - start_ns)
+
+    def can(self, coding: str) -> bool:
+        """Whether board and server both have what a coding needs; not while the server cannot be asked."""
         try:
-            outputs = decode_reply(reply.body, reply.headers.get(HEADER_LENGTH.lower()), to)
-            timing = reply.headers.get("server-timing")
-            server = None if timing is None else parse_server_timing(timing)
-        except WireError as error:
-            raise UserError(f'the reply from "{self._link.url}" cannot be used: {error.message}') from error
-        if server is None:
-            return _Answer(outputs, None, arrived_ns)
-        link_ns = arrived_ns - sent_ns - sum(server)
-        if link_ns < 0:
-            raise UserError(f'the server at "{self._link.url}" claims more time than the round trip took: "{timing}"')
-        return _Answer(outputs, (sent_ns - start_ns, link_ns, *server), arrived_ns)
+            return self._sender is not None and self._sender.can(coding)
+        except LinkError:
+            return False
+
+    def ask(self, half: EdgeHalf, outputs: Sequence[str], coding: str, timeout_s: Optional[float] = None) -> Answer:
+        """Has the server finish what the edge half began.
+
+        Args:
+            half: of a split that is not local.
+            outputs: tasks wanted.
+            coding: of the request.
+            timeout_s: for the round trip; the link's own by default.
+
+        Raises:
+            LinkError: the server is not there, refuses, or answers what cannot be used.
+        """
+        if self._sender is None:
+            raise RuntimeError("a split that needs a server passed the constructor without one")
+        return self._sender.ask(self.interfaces[half.split.id], outputs, half.tensors, coding, timeout_s)
 
 
-def _local_outputs(split: Split, tensors: Dict[str, Array]) -> Dict[str, Array]:
+def _spans(half: EdgeHalf, answer: Answer) -> Optional[Tuple[int, ...]]:
+    """All spans but the last; ``None`` where the server does not tell its own part."""
+    if answer.server is None:
+        return None
+    queue_ns, decode_ns, compute_ns = answer.server
+    link_ns = answer.round_trip_ns - sum(answer.server)
+    before_ns = (0, half.pre_ns, half.edge_ns, answer.encode_ns, answer.serialise_ns)
+    return (*before_ns, link_ns, queue_ns, decode_ns, compute_ns)
+
+
+def local_outputs(half: EdgeHalf) -> Dict[str, Array]:
     """The scores of the tasks that the edge answers; those that cross as well are there as stored."""
+    split, tensors = half.split, half.tensors
     crossing = {tensor.name: tensor for tensor in split.tensors}
     return {
         task: crossing[task].real(tensors[task]) if task in crossing else tensors[task] for task in split.local_tasks

@@ -8,7 +8,7 @@ from typing import Dict
 
 import numpy as np
 
-from runtime_edge.engine import Engine
+from runtime_edge.engines.engine import Engine
 from splitboard.contract.bundle import Bundle, Split
 from splitboard.contract.errors import UserError
 from splitboard.contract.preprocess import edge_image

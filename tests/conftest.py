@@ -109,6 +109,53 @@ def tiny_bundle(tiny_model: Path, tiny_samples: Path, tmp_path_factory: pytest.T
 
 
 @pytest.fixture(scope="session")
+def exit_samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of disjoint sets whose labels can be learnt, the brightness: train.npz, calib.npz and held.npz."""
+    from splitboard.contract.samples import save_samples
+
+    folder = tmp_path_factory.mktemp("exit-samples")
+    images = synthetic_images(620)
+    rank = images.mean((1, 2, 3)).argsort().argsort()
+    labels = {"shape": rank * 2 // len(rank), "colour": rank * 3 // len(rank)}
+    for name, rows in {"train": slice(200), "calib": slice(200, 260), "held": slice(260, None)}.items():
+        save_samples(folder / f"{name}.npz", images[rows], {task: values[rows] for task, values in labels.items()})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exit_model(tiny_model: Path, exit_samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with early exits of both tasks behind ``stem`` and ``blocks.0``."""
+    from export.model import load_model
+    from splitboard.cli.exits import add_exits, places
+    from splitboard.contract.samples import load_samples
+
+    model, training = load_model(tiny_model), load_samples(exit_samples / "train.npz", 1)
+    target = tmp_path_factory.mktemp("model") / "exits"
+    wanted = places(model, "stem,blocks.0", "", training.labels)
+    add_exits(model, training, wanted, target, lambda what, done, total: None)
+    return target
+
+
+@pytest.fixture(scope="session")
+def exit_bundle(exit_model: Path, exit_samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its bundle with the splits ``stem`` (two exits) and ``blocks.1`` (four), TFLite."""
+    from boards.kinds import this_machine
+    from calib.dataset import calibration_set
+    from export.choice import choose
+    from export.model import load_model
+    from export.splits import list_splits
+    from splitboard.cli.build import BuildRequest, build_bundle
+
+    model = load_model(exit_model)
+    splits = list_splits(model)
+    chosen = choose(model, splits, "stem,blocks.1")
+    target = tmp_path_factory.mktemp("bundle") / "exits"
+    with calibration_set(str(exit_samples / "calib.npz"), 1, 60, target) as data:
+        build_bundle(model, splits, BuildRequest(chosen, this_machine()), data, target, lambda what, done, total: None)
+    return target
+
+
+@pytest.fixture(scope="session")
 def foreign_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A published network that TensorFlow's exporter wrote (tf2onnx, opset 15), as its package ships it: 0.2 MB.
 

@@ -2,7 +2,7 @@
 
 The float model is the bundle's remote graph without its preprocessing. Ranges and corrected biases are in the bundle,
 and equalisation depends on the weights alone, so the same steps give the same INT8 graph again: `require_same` proves
-it, before anything is blamed on a layer of it.
+it, before anything is blamed on a layer of it. Early exits, which no task needs, are left out.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Rebuilt:
         balanced: the same with its channels scaled as the build did; biases as in the model.
         biases: corrected ones, by the tensor that the layer makes.
         table: the ranges that were used.
-        crossing: every tensor that an edge half of the bundle gives.
+        crossing: every tensor that an edge half of the bundle gives, or that an exit takes.
         outputs: what this edge half gives, in order.
         keep_float: layers that the bundle has in float.
         images: the golden images, normalised, ``[n, c, h, w]``.
@@ -81,7 +81,8 @@ def rebuild(folder: Path, bundle: Bundle, split: Split) -> Rebuilt:
             f'"{folder}" is "{bundle.precision}": only INT8 has layers to blame', ["build with --precision int8"]
         )
     graph = whole_graph(onnx.load(folder / str(bundle.splits[0].server)))
-    crossing = frozenset(name for one in bundle.splits for name in edge_outputs(one, graph))
+    given = [name for one in bundle.splits for name in edge_outputs(one, graph)]
+    crossing = frozenset((*given, *(name for one in bundle.exits for name in one.takes)))
     balanced, pairs = equalise(graph, crossing) if bundle.quantisation.equalised else (graph, 0)
     if pairs != bundle.quantisation.equalised:
         raise UserError(
@@ -93,7 +94,7 @@ def rebuild(folder: Path, bundle: Bundle, split: Split) -> Rebuilt:
     return Rebuilt(
         graph=graph,
         balanced=balanced,
-        biases=_biases(folder, bundle),
+        biases={name: bias for name, bias in _biases(folder, bundle).items() if name in graph.producer},
         table=read_json(RangeTable, folder / RANGES_FILE),
         crossing=crossing,
         outputs=edge_outputs(split, graph),

@@ -11,14 +11,14 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from runtime_edge.engine import Engine
-from runtime_edge.litert import LiteRtEngine
-from runtime_edge.onnxrt import OnnxRuntimeEngine
+from runtime_edge.engines.engine import Engine
+from runtime_edge.engines.litert import LiteRtEngine
+from runtime_edge.engines.onnxrt import OnnxRuntimeEngine
 from splitboard.contract.bundle import Bundle, Split
 from splitboard.contract.preprocess import edge_image, prepare
 
 Outputs = dict[str, NDArray[Any]]
-"""By task, what the model gives: ``[n, ...]``, float32."""
+"""By task or exit, what the model gives: ``[n, ...]``, float32."""
 
 OnSample = Callable[[str, int, int], None]
 """Called with (what is being run, samples done, samples in all)."""
@@ -61,7 +61,7 @@ def float_outputs(folder: Path, bundle: Bundle, images: NDArray[np.uint8], on_sa
 def deployed_outputs(
     folder: Path, bundle: Bundle, splits: Sequence[Split], images: NDArray[np.uint8], on_sample: OnSample
 ) -> dict[str, Outputs]:
-    """What the deployed halves give, by split.
+    """What the deployed halves give, by split: all tasks' outputs, and those of the split's exits.
 
     Args:
         folder: the bundle.
@@ -88,19 +88,20 @@ def deployed_outputs(
                     tensors = {bundle.edge_input.name: stored, **engine.infer(split.id, stored)}
                 found[split.id].append(_answer(split, bundle, tensors, servers.get(split.id)))
             on_sample("deployed", done, len(images))
-    names = [task.name for task in bundle.tasks]
+    names = {split.id: [*(task.name for task in bundle.tasks), *split.exits] for split in splits}
     return {
-        split_id: {name: np.concatenate([one[name] for one in outputs]) for name in names}
+        split_id: {name: np.concatenate([one[name] for one in outputs]) for name in names[split_id]}
         for split_id, outputs in found.items()
     }
 
 
 def _answer(split: Split, bundle: Bundle, tensors: Outputs, server: ort.InferenceSession | None) -> Outputs:
-    """All tasks' outputs: the edge's own as real numbers, the others from the server."""
+    """All tasks' outputs, the edge's own as real numbers, the others from the server; and the exits'."""
     crossing = {tensor.name: tensor for tensor in split.tensors}
     outputs = {
         task: crossing[task].real(tensors[task]) if task in crossing else tensors[task] for task in split.local_tasks
     }
+    outputs |= {name: tensors[name] for name in split.exits}
     if server is not None:
         asked = [task.name for task in bundle.tasks if task.name not in split.local_tasks]
         given = {name: tensors[name] for name in crossing}

@@ -18,7 +18,7 @@ import typer
 
 from boards.zipapp import NAME, build_zipapp
 from calib.gate.deployed import float_outputs
-from runtime_edge.environment import read_environment
+from runtime_edge.bench.environment import read_environment
 from splitboard.cli.console import steps
 from splitboard.contract import record as contract
 from splitboard.contract.bundle import Bundle, bundle_sha256
@@ -42,6 +42,9 @@ class BenchRequest:
         threads: of the edge engine.
         limit: only the first images; ``None`` for all.
         energy: also measure energy.
+        coding: of requests: ``none``, ``zstd`` or ``jpeg``.
+        token_file: holds the server's token.
+        ca: certificates to trust for https.
     """
 
     data: Path
@@ -52,6 +55,9 @@ class BenchRequest:
     threads: int = 1
     limit: int | None = None
     energy: bool = False
+    coding: str = "none"
+    token_file: Path | None = None
+    ca: Path | None = None
 
     def argv(self, bundle_folder: Path, board: str) -> list[str]:
         """Arguments of the edge runtime's ``bench``."""
@@ -59,7 +65,9 @@ class BenchRequest:
         argv += ["--splits", ",".join(self.splits), "--board", board]
         argv += ["--warmup", str(self.n_warmup), "--threads", str(self.threads)]
         argv += ["--server", self.server] if self.server is not None else []
-        argv += ["--limit", str(self.limit)] if self.limit is not None else []
+        argv += ["--coding", self.coding]
+        for option, value in (("--limit", self.limit), ("--token-file", self.token_file), ("--ca", self.ca)):
+            argv += [option, str(value)] if value is not None else []
         return [*argv, "--energy"] if self.energy else argv
 
 

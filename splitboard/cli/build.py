@@ -20,7 +20,10 @@ from calib.gate.deployed import edge_engine
 from calib.keep_float import resolve
 from calib.recipe import Prepared, Recipe, prepare
 from export.choice import Choice
+from export.costs import Costs
 from export.cut import remote_graph, wire_server_graph
+from export.exits import exits_at, head_nodes
+from export.graph import members
 from export.metadata import describe
 from export.model import Model
 from export.opset import lower_opset
@@ -43,6 +46,9 @@ BIASES_FILE = "calibration/biases.npz"
 """Corrected biases by the name of the tensor that the layer makes; with the ranges, all that calibration found."""
 
 SAMPLES_FILE = "calibration/samples.txt"
+EXIT_SAMPLES_FILE = "calibration/exit_samples.txt"
+"""Hashes of the images that the exits were fitted on; only there where some were."""
+
 N_GOLDEN = 8
 N_VERIFIED = 4
 MIN_CALIBRATION = 100
@@ -123,6 +129,8 @@ def build_bundle(
     golden = _golden(model, pixels, inputs, halves.servers[splits.remote.id])
     with new_folder(target, contract.MANIFEST) as folder:
         _write_files(folder, halves, data, golden, request.licenses)
+        if model.info.exit_samples:
+            (folder / EXIT_SAMPLES_FILE).write_text("\n".join(model.info.exit_samples) + "\n", encoding="utf-8")
         bundle = _manifest(model, halves, data, request, folder)
         contract.write_manifest(folder, bundle)
         tolerance = _golden_tolerance(folder, bundle, golden)
@@ -174,18 +182,23 @@ def _make_halves(
     progress: Progress,
 ) -> Halves:
     image = model.graph.inputs[0]
-    wanted: dict[str, Sequence[str]] = {choice.point.id: _edge_outputs(choice, image) for choice in request.chosen}
+    exits = {choice.point.id: exits_at(model.graph, model.info.exits, choice.cut) for choice in request.chosen}
+    wanted: dict[str, Sequence[str]] = {
+        choice.point.id: [*_edge_outputs(choice, image), *exits[choice.point.id]] for choice in request.chosen
+    }
     wanted[LOCAL] = model.graph.outputs
     samples = [inputs[i : i + 1] for i in range(min(N_MATCHED, len(inputs)))]
     edge = _edge_half(model, wanted, request, data, samples, progress)
     servers = {splits.remote.id: remote_graph(model.graph, model.info.declared())}
     source = TensorSpec(image, splits.remote.crossing[0].shape, "uint8", "NHWC")
     halves = [_split(splits.remote, None, (source,), (), {})]
+    costs = Costs(model.whole)
     for choice in request.chosen:
         specs = {**edge.outputs[choice.point.id], image: edge.input}
         wires = tuple(specs[name] for name in choice.cut.crossing)
         servers[choice.point.id] = wire_server_graph(model.graph, choice.cut, wires)
-        halves.append(_split(choice.point, edge, wires, choice.cut.local, errors[choice.point.id]))
+        split = _split(choice.point, edge, wires, choice.cut.local, errors[choice.point.id])
+        halves.append(_with_exits(split, exits[choice.point.id], model, costs))
     halves.append(_split(splits.local, edge, (), tuple(model.graph.outputs), {}))
     return Halves(edge, tuple(halves), servers)
 
@@ -199,13 +212,17 @@ def _edge_half(
     progress: Progress,
 ) -> EdgeHalf:
     """Calibrates and quantises, in the format of the board."""
-    graph, spec = model.graph, model.info.declared()
-    crossing = {name for names in wanted.values() for name in names}
+    graph, spec = model.whole, model.info.declared()
+    # What an exit's head takes is as good as sent, and the head is its own affair: channels stay as they are there.
+    heads = members(head_nodes(graph, model.graph, [one.output for one in model.info.exits]))
+    own = [graph.nodes[i].output for i in heads]
+    given = (*wanted.values(), *(one.takes for one in model.info.exits), *own)
+    crossing = {name for names in given for name in names}
     recipe = replace(request.recipe, keep_float=resolve(graph, model.info.scopes, request.recipe.keep_float, crossing))
     calibrating, judging = data, None
     if len(recipe.candidates) > 1:
         calibrating, held_out = hold_out(data)
-        judging = judges(graph, held_out, spec)
+        judging = judges(model.graph, held_out, spec)
     n_images = len(calibrating)
     prepared = prepare(
         graph, crossing, calibrating.inputs(spec), recipe, lambda done: progress("calibrate", done, n_images)
@@ -250,6 +267,7 @@ def _split(
         natural=point.natural,
         tensors=wires,
         local_tasks=local_tasks,
+        exits=(),
         edge=None if edge is None else edge.paths[half],
         edge_signature=None if edge is None else edge.signatures.get(half),
         server=f"server/{point.id}.onnx" if wires else None,
@@ -258,6 +276,17 @@ def _split(
         edge_parameters=point.edge_parameters,
         server_parameters=point.server_parameters,
         float_error=errors,
+    )
+
+
+def _with_exits(split: Split, exits: tuple[str, ...], model: Model, costs: Costs) -> Split:
+    """The same split with exits on the edge and what their heads cost."""
+    heads = head_nodes(model.whole, model.graph, exits)
+    return replace(
+        split,
+        exits=exits,
+        edge_macs=split.edge_macs + costs.macs(heads),
+        edge_parameters=split.edge_parameters + costs.parameters(heads),
     )
 
 
@@ -316,6 +345,7 @@ def _manifest(model: Model, halves: Halves, data: CalibrationSet, request: Build
         checkpoint_sha256=model.info.checkpoint_sha256,
         board=request.kind.name,
         tasks=model.info.tasks,
+        exits=model.info.exits,
         input=model.info.inputs[0],
         edge_input=edge.input,
         preprocessing=model.info.declared(),
@@ -390,6 +420,7 @@ def build_output(target: Path, bundle: Bundle, chosen: Sequence[Choice]) -> Buil
         board=bundle.board,
         precision=bundle.precision,
         splits=tuple(split.id for split in bundle.splits),
+        exits={split.id: split.exits for split in bundle.splits if split.exits},
         edge_bytes=sum((target / path).stat().st_size for path in bundle.edge_files),
         weight_bytes=weights,
         operators=bundle.operators,

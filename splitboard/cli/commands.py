@@ -7,8 +7,11 @@ from typing import Annotated
 
 import typer
 
+from splitboard.cli.exit_commands import exits, thresholds
 from splitboard.cli.int8_commands import build, check, diagnose, finetune
 from splitboard.cli.options import BundleFolder, Data, Json, ModelFolder, Out
+from splitboard.cli.server_commands import serve
+from splitboard.cli.triton import triton
 from splitboard.contract.errors import GateFailed, UserError
 
 
@@ -111,7 +114,8 @@ def export(
         show("export", 1, 1)
     if json:
         labels = {task.name: task.labels for task in info.tasks}
-        typer.echo(result_json(ExportOutput(str(out), info.model_sha256, labels, info.parity, info.changes)))
+        early = {one.output: one.task for one in info.exits}
+        typer.echo(result_json(ExportOutput(str(out), info.model_sha256, labels, info.parity, info.changes, early)))
         return
     for task in info.tasks:
         near = info.parity[task.name]
@@ -119,6 +123,8 @@ def export(
             f"{task.name}: {len(task.labels)} classes; off its source by at most {near.max_abs:.1e} "
             f"(relative {near.relative:.1e}, cosine {near.cosine:.7f})"
         )
+    for one in info.exits:
+        typer.echo(f"{one.output}: early exit of {one.task} behind {one.scope or 'no module'}")
     for change in info.changes:
         typer.echo(f"  {change}")
     typer.echo(f"Model: {out}")
@@ -175,28 +181,6 @@ def splits(
         typer.echo(f"\nPage: {picture}")
 
 
-def serve(
-    bundles: Annotated[list[Path], typer.Argument(help="One or more bundle folders.", show_default=False)],
-    host: Annotated[str, typer.Option(help="Address to listen on; loopback unless you say otherwise.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 lets the system choose.")] = 8000,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of one inference.")] = 1,
-    json: Json = False,
-) -> None:
-    """Serves the server halves of bundles (Open Inference Protocol v2 over HTTP) until Ctrl-C.
-
-    Example:
-      splitboard serve mine.bundle --port 8000
-    """
-    from runtime_server.server import serve as run_server
-    from splitboard.report.outputs import ServeOutput
-    from splitboard.report.results import result_json
-
-    def ready(url: str) -> None:
-        typer.echo(result_json(ServeOutput(url)) if json else f"Serving {', '.join(map(str, bundles))} at {url}")
-
-    run_server(bundles, host, port, threads, on_ready=ready)
-
-
 def bench(
     bundle: BundleFolder,
     data: Data,
@@ -208,12 +192,17 @@ def bench(
     warmup: Annotated[int, typer.Option(min=0, help="Inferences per split that are discarded.")] = 20,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,
     energy: Annotated[bool, typer.Option(help="Also measure energy, where there is a meter.")] = False,
+    coding: Annotated[str, typer.Option(help="Of requests: none, zstd, or jpeg (remote only).")] = "none",
+    token_file: Annotated[Path | None, typer.Option(help="Holds the server's bearer token.")] = None,
+    ca: Annotated[Path | None, typer.Option(help="Certificates to trust for https, PEM.")] = None,
     json: Json = False,
 ) -> None:
     """Latency, energy and accuracy of every split, measured; writes run records (one JSON object a line).
 
-    Example:
+    Examples:
       splitboard bench mine.bundle --data test.npz -o runs/today.jsonl
+
+      splitboard bench mine.bundle --data test.npz --coding zstd --server http://10.0.0.5:8000 -o runs/zstd.jsonl
     """
     import contextlib
 
@@ -234,7 +223,7 @@ def bench(
         if split_id != "all":
             loaded.split(split_id)
     with serving(bundle) if server is None else contextlib.nullcontext(server) as url:
-        request = BenchRequest(data, url, wanted, out, warmup, threads, limit, energy)
+        request = BenchRequest(data, url, wanted, out, warmup, threads, limit, energy, coding, token_file, ca)
         records = run_bench(bundle, loaded, request)
     summary = summarise(records, loaded)
     if json:
@@ -284,6 +273,34 @@ def report(
     else:
         _print_table(summary)
         typer.echo(f"\nPage: {out}")
+
+
+def edge(
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="File to write, or folder to write splitboard-edge.pyz into.")
+    ] = Path("splitboard-edge.pyz"),
+    json: Json = False,
+) -> None:
+    """The edge runtime as one file for a board: run, bench, doctor and selfcheck on Python 3.8 or newer with numpy.
+
+    Examples:
+      splitboard edge -o splitboard-edge.pyz
+
+      python3 splitboard-edge.pyz run --bundle mine.bundle --data photos/ --split auto --server http://10.0.0.5:8000
+    """
+    from boards.zipapp import BEGINNING, build_zipapp
+    from splitboard.contract.bundle import file_sha256
+    from splitboard.contract.folder import check_file
+    from splitboard.report.outputs import EdgeOutput
+    from splitboard.report.results import result_json
+
+    if not out.is_dir():
+        check_file(out, BEGINNING)
+    path = build_zipapp(out)
+    if json:
+        typer.echo(result_json(EdgeOutput(str(path), path.stat().st_size, file_sha256(path))))
+    else:
+        typer.echo(f"Edge runtime: {path}, {path.stat().st_size / 1e6:.2f} MB")
 
 
 def boards(json: Json = False) -> None:
@@ -336,7 +353,24 @@ def train(
 
 def register(app: typer.Typer) -> None:
     """Adds every verb to the application, in the order of a user's work."""
-    for command in (demo, export, splits, finetune, build, check, diagnose, serve, bench, report, boards, train):
+    for command in (
+        demo,
+        export,
+        splits,
+        finetune,
+        exits,
+        build,
+        check,
+        diagnose,
+        thresholds,
+        serve,
+        triton,
+        bench,
+        edge,
+        report,
+        boards,
+        train,
+    ):
         app.command()(command)
 
 

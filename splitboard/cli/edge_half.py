@@ -162,7 +162,7 @@ def onnx_half(
             prepared.tables,
             recipe,
             judging.reference,
-            lambda table: _outputs(emit(graph, plan(graph, wanted[whole], table, keep_float)), graph, judging),
+            lambda table: _outputs(emit(graph, plan(graph, wanted[whole], table, keep_float)), wanted[whole], judging),
         )
         step("choose ranges", 1, 1)
     table = prepared.tables[choice.method]
@@ -193,8 +193,8 @@ def onnx_half(
     )
 
 
-def _outputs(model: onnx.ModelProto, graph: Graph, judging: Judges) -> Outputs:
+def _outputs(model: onnx.ModelProto, tasks: Sequence[str], judging: Judges) -> Outputs:
     """What a Q/DQ graph answers on the held-out images."""
-    session = reference_session(model)
-    results = [session.run(graph.outputs, {graph.inputs[0]: image}) for image in judging.data.inputs(judging.spec)]
-    return {name: np.concatenate([one[i] for one in results]) for i, name in enumerate(graph.outputs)}
+    session, image = reference_session(model), model.graph.input[0].name
+    results = [session.run(tasks, {image: one}) for one in judging.data.inputs(judging.spec)]
+    return {name: np.concatenate([one[i] for one in results]) for i, name in enumerate(tasks)}

@@ -60,7 +60,7 @@ def finetune_model(
 
     keep_freed_memory()
     tuned, losses = finetune(
-        model.graph,
+        model.whole,
         table,
         images,
         len(pixels),
@@ -68,7 +68,7 @@ def finetune_model(
         settings,
         lambda done, total, loss: progress(f"finetune loss {loss:.4f}", done, total),
     )
-    sha256 = _write(model, tuned, _change(model, training, settings, labels), target)
+    sha256 = _write(model, tuned, training, _change(model, training, settings, labels), target)
     return FinetuneOutput(
         model=str(target),
         model_sha256=sha256,
@@ -115,7 +115,7 @@ def _without_labels() -> str:
 
 def calibrated(model: Model, calibration: Samples, progress: Progress) -> RangeTable:
     """Min/max ranges of every tensor that the edge file rounds."""
-    spec, graph = model.info.declared(), edge_form(model.graph)
+    spec, graph = model.info.declared(), edge_form(model.whole)
     inputs = normalise(prepare(calibration.images, spec), spec)
     seen = observe(
         graph,
@@ -136,7 +136,7 @@ def _change(model: Model, training: Samples, settings: FineTuning, labels: Itera
     )
 
 
-def _write(model: Model, tuned: Graph, change: str, target: Path) -> str:
+def _write(model: Model, tuned: Graph, training: Samples, change: str, target: Path) -> str:
     """Writes the folder; returns the sha256 of its ``model.onnx``."""
     describe(tuned.model, {"fine_tuned": change})
     with new_folder(target, MODEL_JSON) as folder:
@@ -144,5 +144,7 @@ def _write(model: Model, tuned: Graph, change: str, target: Path) -> str:
         sha256 = file_sha256(folder / MODEL_ONNX)
         # The parity was the old weights'; these are no longer what was exported.
         info = replace(model.info, model_sha256=sha256, changes=(*model.info.changes, change), parity={})
+        if info.exits:  # their heads have learnt from these images too
+            info = replace(info, exit_samples=tuple(sorted({*info.exit_samples, *training.hashes})))
         (folder / MODEL_JSON).write_text(to_json(info, indent=1) + "\n", encoding="utf-8")
     return sha256

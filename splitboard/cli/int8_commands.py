@@ -92,6 +92,8 @@ def build(
     typer.echo(f"cuts proved on calibration images: server(edge(x)) is off the whole by at most {off:.1e}")
     if local:
         typer.echo(f"on the board: the heads of {local}")
+    for split_id, names in made.exits.items():
+        typer.echo(f"early exits of {split_id}: {', '.join(names)}")
     for line in quantisation_lines(made):
         typer.echo(line)
     typer.echo(f"Bundle: {out}")

@@ -18,7 +18,7 @@ from splitboard.contract.decode import read_json, to_json
 from splitboard.contract.errors import UserError
 from splitboard.contract.preprocess import InputTable, Preprocessing, float_table, quantised_table
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
 _CHUNK_BYTES = 1 << 20
 
@@ -70,6 +70,23 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Exit:
+    """An early head of a task: an output of the model that only edge halves compute.
+
+    Attributes:
+        output: the model's output, which is none of the tasks.
+        task: whose classes it scores, in the order of the task's labels.
+        scope: the module whose output it takes, as in the user's model; empty where that is not known.
+        takes: the model's tensors that its head takes.
+    """
+
+    output: str
+    task: str
+    scope: str
+    takes: Tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Artifact:
     """One file of the bundle.
 
@@ -97,12 +114,13 @@ class Split:
         tensors: what crosses the wire; empty for local only. One that is called as the bundle's ``edge_input`` is that
             tensor itself, which no edge graph computes.
         local_tasks: tasks that the edge answers, in the bundle's order: all for local only, none for remote only.
+        exits: exits that the edge half gives beside, in the bundle's order; none of local tasks, which need no exit.
         edge: the edge file's path in the bundle; ``None`` for remote only.
         edge_signature: signature of the edge file to run; ``None`` where its format has none.
         server: the server graph's path in the bundle; ``None`` for local only.
-        edge_macs: multiply-accumulates of the edge graph.
+        edge_macs: multiply-accumulates of the edge graph, its exits included.
         server_macs: of the server graph.
-        edge_parameters: weights of the edge graph.
+        edge_parameters: weights of the edge graph, its exits included.
         server_parameters: of the server graph.
         float_error: by output, max |server(edge(x)) - whole(x)| / max |whole(x)| of the float halves, measured at
             build time on calibration images.
@@ -113,6 +131,7 @@ class Split:
     natural: bool
     tensors: Tuple[TensorSpec, ...]
     local_tasks: Tuple[str, ...]
+    exits: Tuple[str, ...]
     edge: Optional[str]
     edge_signature: Optional[str]
     server: Optional[str]
@@ -189,7 +208,8 @@ class Bundle:
         model_sha256: of ``model.onnx``.
         checkpoint_sha256: of the checkpoint that was exported.
         board: the kind of board that the edge half is for.
-        tasks: in the order of the model's outputs.
+        tasks: in the order of the model's outputs; no exits among them.
+        exits: early heads of the tasks, in the order of the model's outputs.
         input: the model's float input, NCHW.
         edge_input: the edge graph's input, in its dtype and layout.
         preprocessing: from a source image to the input.
@@ -210,6 +230,7 @@ class Bundle:
     checkpoint_sha256: str
     board: str
     tasks: Tuple[Task, ...]
+    exits: Tuple[Exit, ...]
     input: TensorSpec
     edge_input: TensorSpec
     preprocessing: Preprocessing
@@ -243,6 +264,14 @@ class Bundle:
             if split.id == split_id:
                 return split
         raise unknown_split(split_id, [split.id for split in self.splits], "bundle")
+
+    def task(self, name: str) -> Task:
+        """The task of this name, which must be there."""
+        return next(task for task in self.tasks if task.name == name)
+
+    def exits_of(self, split: Split) -> Tuple[Exit, ...]:
+        """The exits that a split's edge half gives."""
+        return tuple(one for one in self.exits if one.output in split.exits)
 
     def input_table(self) -> InputTable:
         """The edge graph's input of every pixel value."""
@@ -305,6 +334,7 @@ def load_bundle(folder: Path) -> Bundle:
         )
     rebuild = ["copy the bundle again from where it was built", "build it again: splitboard build"]
     _check_tasks(folder, bundle)
+    _check_exits(folder, bundle)
     for artifact in bundle.artifacts:
         path = folder / artifact.path
         if Path(artifact.path).is_absolute() or ".." in Path(artifact.path).parts:
@@ -331,3 +361,19 @@ def _check_tasks(folder: Path, bundle: Bundle) -> None:
                 "fit its tasks and halves",
                 ["build the bundle again: splitboard build"],
             )
+
+
+def _check_exits(folder: Path, bundle: Bundle) -> None:
+    """Every exit must belong to a task, and a split's exits to tasks that its server half answers."""
+    tasks = {task.name for task in bundle.tasks}
+    of = {one.output: one.task for one in bundle.exits}
+    odd = [one.output for one in bundle.exits if one.task not in tasks or one.output in tasks]
+    for split in bundle.splits:
+        remote = () if split.is_remote else tasks - set(split.local_tasks)
+        odd += [output for output in split.exits if of.get(output) not in remote]
+    if odd or len(of) != len(bundle.exits):
+        raise UserError(
+            f'"{folder}" has the exit "{odd[0] if odd else bundle.exits[0].output}", which does not fit its tasks and '
+            "halves",
+            ["build the bundle again: splitboard build"],
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from typing import Tuple
 
@@ -11,17 +12,39 @@ MAX_HEADER_BYTES = 1 << 16
 """Bound of a message's JSON part."""
 
 
+class Reason(enum.Enum):
+    """Why a message is refused: the word that goes into a refusal, and its HTTP status."""
+
+    MALFORMED = ("malformed", 400)
+    CORRUPT = ("corrupt", 400)
+    UNAUTHORISED = ("unauthorised", 401)
+    NOT_FOUND = ("not_found", 404)
+    METHOD = ("method", 405)
+    SLOW = ("slow", 408)
+    PAIR = ("pair", 409)
+    TOO_LARGE = ("too_large", 413)
+    UNSUPPORTED = ("unsupported", 415)
+    INTERNAL = ("internal", 500)
+    OVERLOADED = ("overloaded", 503)
+    DRAINING = ("draining", 503)
+    EXPIRED = ("expired", 504)
+
+    def __init__(self, word: str, status: int) -> None:
+        self.word = word
+        self.status = status
+
+
 class WireError(Exception):
-    """A message that breaks the protocol or does not fit the served model.
+    """A message that breaks the protocol or does not fit the served model, or a request that cannot be served now.
 
     Attributes:
-        status: the HTTP status to answer with.
+        reason: which kind.
         message: one line for the other side.
     """
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
-        self.status = status
+        self.reason = reason
         self.message = message
 
 
@@ -44,6 +67,11 @@ class Interface:
     outputs: Tuple[TensorSpec, ...]
 
     @property
+    def takes_jpeg(self) -> bool:
+        """Whether the input is an image as it came from its source, which may be sent as a JPEG file."""
+        return len(self.inputs) == 1 and self.inputs[0].dtype == "uint8"
+
+    @property
     def max_request_bytes(self) -> int:
         """No body of a valid request is larger."""
         return MAX_HEADER_BYTES + sum(tensor.n_bytes for tensor in self.inputs)
@@ -63,4 +91,6 @@ def interface(bundle: Bundle, bundle_sha256: str, split: Split) -> Interface:
 
 def too_large(n_bytes: int, to: Interface) -> WireError:
     """The refusal of a body of ``n_bytes``."""
-    return WireError(413, f"{to.model} takes at most {to.max_request_bytes} bytes per request, found {n_bytes}")
+    return WireError(
+        Reason.TOO_LARGE, f"{to.model} takes at most {to.max_request_bytes} bytes per request, found {n_bytes}"
+    )

@@ -14,14 +14,15 @@ from typing import Dict, Iterable, List, Optional, Tuple
 from splitboard.contract.decode import decode, to_json
 from splitboard.contract.errors import UserError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 BEGINNING = '{"schema_version":'
 """Every file of run records begins so."""
 
-SPANS = ("pre", "edge", "serialise", "link", "queue", "server", "post")
-"""The parts of the end-to-end time, in order: image to model input; edge graph; request header and checksum; everything
-between the two machines' own times (kernel, wire, HTTP); waiting at the server; server graph; reply to class scores."""
+SPANS = ("read", "pre", "edge", "encode", "serialise", "link", "queue", "decode", "server", "post")
+"""The parts of the end-to-end time, in order: image file or camera to pixels; pixels to model input; edge graph; zstd
+or JPEG on the board; request header and checksum; everything between the two machines' own times (kernel, wire, HTTP);
+waiting at the server; reading the request there, zstd and JPEG undone; server graph; reply to class scores."""
 
 _BENCH = ["splitboard bench BUNDLE --data DATA -o RUNS.jsonl"]
 

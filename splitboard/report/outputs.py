@@ -10,6 +10,7 @@ from export.reference import Parity
 from export.splits import SplitPoint
 from splitboard.contract.board import BoardKind
 from splitboard.contract.bundle import Calibration, Quantisation
+from splitboard.contract.exits import ExitRule
 from splitboard.report.results import SplitResult
 
 
@@ -21,8 +22,9 @@ class ExportOutput:
         model: the model folder.
         model_sha256: of ``model.onnx``.
         tasks: class names by task, in the order of the outputs.
-        parity: by task, how near the graph is to what it was exported from.
+        parity: by task or exit, how near the graph is to what it was exported from.
         changes: what the simplification did, one line each.
+        exits: by output that is an early exit, the task that it answers.
     """
 
     model: str
@@ -30,6 +32,7 @@ class ExportOutput:
     tasks: dict[str, tuple[str, ...]]
     parity: dict[str, Parity]
     changes: tuple[str, ...]
+    exits: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class BuildOutput:
         board: kind of board.
         precision: of the edge half.
         splits: ids of all splits in it.
+        exits: by split with some, the early exits that its edge half gives.
         edge_bytes: size of the edge files.
         weight_bytes: of these, constants, each stored once; null where every split has a file of its own.
         operators: by signature, the number of each operator in the edge file.
@@ -72,6 +76,7 @@ class BuildOutput:
     board: str
     precision: str
     splits: tuple[str, ...]
+    exits: dict[str, tuple[str, ...]]
     edge_bytes: int
     weight_bytes: int | None
     operators: dict[str, dict[str, int]]
@@ -89,9 +94,11 @@ class ServeOutput:
 
     Attributes:
         url: of the server.
+        grpc: ``host:port`` of its gRPC front; null where it has none.
     """
 
     url: str
+    grpc: str | None
 
 
 @dataclass(frozen=True)
@@ -232,6 +239,74 @@ class FinetuneOutput:
 
 
 @dataclass(frozen=True)
+class FittedExit:
+    """One exit that ``splitboard exits`` added.
+
+    Attributes:
+        output: name of the model's new output.
+        task: that it answers.
+        split: id of the split whose tensor it takes.
+        scope: the module that this split follows.
+        features: values that its linear head takes.
+        inverse_penalty: scikit-learn's ``C`` that cross-validation chose.
+        accuracy: of the float head on the folds that were left out, a share; better than it is where the model itself
+            was trained on these images.
+    """
+
+    output: str
+    task: str
+    split: str
+    scope: str
+    features: int
+    inverse_penalty: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class ExitsOutput:
+    """``splitboard exits --json``.
+
+    Attributes:
+        model: the new model folder.
+        model_sha256: of its ``model.onnx``.
+        source_sha256: of the ``model.onnx`` without them.
+        data_sha256: of the training images.
+        images: how many there were.
+        exits: in the order of the splits.
+    """
+
+    model: str
+    model_sha256: str
+    source_sha256: str
+    data_sha256: str
+    images: int
+    exits: tuple[FittedExit, ...]
+
+
+@dataclass(frozen=True)
+class ThresholdsOutput:
+    """``splitboard thresholds --json``.
+
+    Attributes:
+        rules_file: what was written.
+        bundle_sha256: whose exits they are.
+        data_sha256: of the held-out images.
+        images: how many there were, each once.
+        n_repeated: images that were there again and were left out.
+        not_fitted: tasks with exits and without labels.
+        rules: one for every exit of every split.
+    """
+
+    rules_file: str
+    bundle_sha256: str
+    data_sha256: str
+    images: int
+    n_repeated: int
+    not_fitted: tuple[str, ...]
+    rules: tuple[ExitRule, ...]
+
+
+@dataclass(frozen=True)
 class DiagnoseOutput:
     """``splitboard diagnose --json``.
 
@@ -284,3 +359,38 @@ class DiagnoseOutput:
     def noise_of(self, layer: str) -> LayerNoise:
         """The noise of one layer."""
         return next(one for one in self.layers if one.layer == layer)
+
+
+@dataclass(frozen=True)
+class TritonOutput:
+    """``splitboard triton --json``.
+
+    Attributes:
+        repository: the folder that Triton is given.
+        bundle_sha256: of the bundle that it was made from.
+        backend: what runs the graphs inside Triton.
+        models: served names.
+        engines: files that Triton still needs, relative to the repository, and the command that makes each in that
+            folder on the machine that Triton runs on.
+    """
+
+    repository: str
+    bundle_sha256: str
+    backend: str
+    models: tuple[str, ...]
+    engines: dict[str, str]
+
+
+@dataclass(frozen=True)
+class EdgeOutput:
+    """``splitboard edge --json``.
+
+    Attributes:
+        path: the zip application.
+        size_bytes: of it.
+        sha256: of it; the same sources give the same file.
+    """
+
+    path: str
+    size_bytes: int
+    sha256: str

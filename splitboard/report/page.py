@@ -29,11 +29,13 @@ _LINK_UNKNOWN = (
 )
 
 SEGMENTS = {
+    "read": "image file or camera to pixels",
     "pre": "image to model input",
     "edge": "edge graph, on the board",
+    "encode": "zstd or JPEG on the board",
     "serialise": "request header and checksum",
     "link": "kernel, wire and HTTP between the two machines",
-    "server": "waiting at the server and server graph",
+    "server": "waiting at the server, reading the request, server graph",
     "post": "reply to class scores",
 }
 """The coloured parts of a latency bar, in the order of time, and what each is."""
@@ -150,7 +152,7 @@ def render_page(records: Sequence[RunRecord], bundle: Bundle | None, command: st
             headline=headline(summary, runs[0].before.machine),
             bars=latency_bars(summary.splits),
             scale_ms=_scale_ms(summary.splits),
-            segments=SEGMENTS,
+            segments=_used_segments(summary.splits),
             charts=accuracy_charts(summary),
             payload_max=max(split.payload_bytes for split in summary.splits),
             facts=environment_facts(runs),
@@ -192,6 +194,12 @@ def latency_bars(splits: Sequence[SplitResult]) -> tuple[Bar, ...]:
         )
         for split in splits
     )
+
+
+def _used_segments(splits: Sequence[SplitResult]) -> dict[str, str]:
+    """Those that took any time in any split, with what they mean; all where there are no times."""
+    used = {name: why for name, why in SEGMENTS.items() if any(getattr(split, f"{name}_ms_p50") for split in splits)}
+    return used or SEGMENTS
 
 
 def _segments(split: SplitResult, scale_ms: float) -> tuple[Segment, ...]:

@@ -57,18 +57,24 @@ class SplitResult:
         inconclusive: why the times prove nothing, null where nothing speaks against them.
         payload_bytes: tensor bytes per request, before any codec.
         n: timed inferences.
+        read_ms_p50: image file or camera to pixels, median.
+        read_ms_p95: image file or camera to pixels.
         pre_ms_p50: image to model input, median.
         pre_ms_p95: image to model input.
         edge_ms_p50: edge graph, median.
         edge_ms_p95: edge graph.
+        encode_ms_p50: zstd or JPEG on the board, median.
+        encode_ms_p95: zstd or JPEG on the board.
         serialise_ms_p50: request header and checksum, median.
         serialise_ms_p95: request header and checksum.
         link_ms_p50: everything between the two machines' own times, median.
         link_ms_p95: everything between the two machines' own times.
         queue_ms_p50: waiting at the server, median.
         queue_ms_p95: waiting at the server.
-        server_ms_p50: waiting at the server and server graph, median.
-        server_ms_p95: waiting at the server and server graph.
+        decode_ms_p50: the request read at the server, zstd and JPEG undone, median.
+        decode_ms_p95: the request read at the server, zstd and JPEG undone.
+        server_ms_p50: all of the server: waiting, reading the request, server graph; median.
+        server_ms_p95: all of the server.
         post_ms_p50: reply to class scores, median.
         post_ms_p95: reply to class scores.
         total_ms_p50: end to end, median, measured on its own.
@@ -91,16 +97,22 @@ class SplitResult:
     inconclusive: str | None
     payload_bytes: int
     n: int
+    read_ms_p50: float | None
+    read_ms_p95: float | None
     pre_ms_p50: float | None
     pre_ms_p95: float | None
     edge_ms_p50: float | None
     edge_ms_p95: float | None
+    encode_ms_p50: float | None
+    encode_ms_p95: float | None
     serialise_ms_p50: float | None
     serialise_ms_p95: float | None
     link_ms_p50: float | None
     link_ms_p95: float | None
     queue_ms_p50: float | None
     queue_ms_p95: float | None
+    decode_ms_p50: float | None
+    decode_ms_p95: float | None
     server_ms_p50: float | None
     server_ms_p95: float | None
     post_ms_p50: float | None
@@ -236,7 +248,7 @@ def check_accuracy(results: Sequence[SplitResult], margin_points: float) -> list
 
 def _split_result(record: RunRecord, compared: Sequence[TaskComparison], natural: bool | None) -> SplitResult:
     spans = dict(record.spans_ns, total=record.total_ns)
-    spans["server"] = tuple(queue + compute for queue, compute in zip(spans["queue"], spans["server"], strict=True))
+    spans["server"] = tuple(map(sum, zip(spans["queue"], spans["decode"], spans["server"], strict=True)))
     # An emulated processor's times mean nothing, so they do not even reach the JSON.
     times = {
         f"{name}_ms_p{percent}": None if record.emulated else percentile_ms(samples_ns, percent)

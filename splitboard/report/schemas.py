@@ -16,7 +16,9 @@ from pydantic_core import core_schema
 
 from calib.gate.baseline import Baseline
 from calib.gate.judgement import Judgement
+from splitboard.contract.answers import AnsweredImage, AnsweredTask, RunStart, RunSums
 from splitboard.contract.bundle import Bundle
+from splitboard.contract.exits import ExitRules
 from splitboard.contract.record import RunRecord
 from splitboard.report.outputs import (
     BenchOutput,
@@ -24,16 +26,24 @@ from splitboard.report.outputs import (
     BuildOutput,
     CheckOutput,
     DiagnoseOutput,
+    EdgeOutput,
+    ExitsOutput,
     ExportOutput,
     FinetuneOutput,
     ReportOutput,
     ServeOutput,
     SplitsOutput,
+    ThresholdsOutput,
     TrainOutput,
+    TritonOutput,
 )
 from splitboard.report.results import DemoResult
 
 SCHEMAS: Mapping[str, type] = {
+    "answer-image": AnsweredImage,
+    "answer-start": RunStart,
+    "answer-sums": RunSums,
+    "answer-task": AnsweredTask,
     "bench-output": BenchOutput,
     "boards-output": BoardsOutput,
     "build-output": BuildOutput,
@@ -43,13 +53,18 @@ SCHEMAS: Mapping[str, type] = {
     "gate-baseline": Baseline,
     "diagnose-output": DiagnoseOutput,
     "demo-result": DemoResult,
+    "edge-output": EdgeOutput,
+    "exit-rules": ExitRules,
+    "exits-output": ExitsOutput,
     "export-output": ExportOutput,
     "finetune-output": FinetuneOutput,
     "report-output": ReportOutput,
     "run-record": RunRecord,
     "serve-output": ServeOutput,
     "splits-output": SplitsOutput,
+    "thresholds-output": ThresholdsOutput,
     "train-output": TrainOutput,
+    "triton-output": TritonOutput,
 }
 """Every published type by the name of its file."""
 

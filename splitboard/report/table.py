@@ -109,6 +109,11 @@ def _time_columns(summary: Summary) -> list[Column]:
     return [
         Column("payload", "bytes", tuple(f"{split.payload_bytes:,}" for split in summary.splits)),
         column("edge", lambda split: split.edge_ms_p50),
+        *(
+            [column("encode", lambda split: split.encode_ms_p50)]
+            if any(s.encode_ms_p50 for s in summary.splits)
+            else []
+        ),
         column("serialise", lambda split: split.serialise_ms_p50),
         column("link", lambda split: split.link_ms_p50),
         column("server", lambda split: split.server_ms_p50),

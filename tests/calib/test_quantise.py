@@ -19,7 +19,7 @@ from calib.quantise import _check_twins
 from calib.ranges import Range, RangeTable
 from export.model import load_model
 from export.tflite import FloatTflite, onnx_name
-from runtime_edge.litert import LiteRtEngine
+from runtime_edge.engines.litert import LiteRtEngine
 from splitboard.contract.bundle import load_bundle
 from splitboard.contract.decode import read_json
 from splitboard.contract.errors import SplitboardError

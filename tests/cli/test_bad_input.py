@@ -119,7 +119,7 @@ def _runs(desk: Path) -> None:
     assert run(["bench", str(desk / "bundle"), "--data", str(desk / "good.npz"), "--limit", "5", "-o", str(good)]) == 0
     text = good.read_text()
     (desk / "cut.jsonl").write_text(text[: len(text) // 2])
-    (desk / "old.jsonl").write_text(text.replace('"schema_version":1', '"schema_version":9'))
+    (desk / "old.jsonl").write_text(text.replace('"schema_version":2', '"schema_version":9'))
     (desk / "binary.jsonl").write_bytes(b"\xff\xfe\x00\n")
     (desk / "blank.jsonl").touch()
 
@@ -587,3 +587,99 @@ def test_diagnose_refuses_in_one_line(
 ) -> None:
     capfd.readouterr()  # what the fixture has said
     test_one_line_advice_and_nothing_left(wrong, diagnose_desk, "", monkeypatch, capfd)
+
+
+# Early exits.
+
+
+@pytest.fixture(scope="module")
+def exit_desk(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_checkpoint: Path,
+    tiny_model: Path,
+    tiny_bundle: Path,
+    exit_model: Path,
+    exit_bundle: Path,
+    exit_samples: Path,
+) -> Path:
+    """Models and bundles with and without exits, and images that fit them or do not."""
+    made = tmp_path_factory.mktemp("exits")
+    for name, source in {"model": exit_model, "plain": tiny_model, "bundle": exit_bundle, "bare": tiny_bundle}.items():
+        shutil.copytree(source, made / name)
+    for name in ("train", "calib", "held"):
+        (made / f"{name}.npz").write_bytes((exit_samples / f"{name}.npz").read_bytes())
+    images = np.random.default_rng(8).integers(0, 256, (12, 40, 40, 1)).astype(np.uint8)
+    shape = np.arange(12) % 2
+    sets: dict[str, dict[str, np.ndarray]] = {
+        "none": {},
+        "other": {"texture": shape},
+        "third": {"shape": np.arange(12) % 3},
+        "one": {"shape": np.zeros(12, np.int64)},
+        "few": {"shape": np.array([0] * 9 + [1] * 3)},
+        "numbers": {"shape": np.random.default_rng(8).normal(0, 1, (12, 2))},
+    }
+    for name, labels in sets.items():
+        save_samples(made / f"{name}.npz", images, labels)
+    (made / "nets").mkdir()
+    (made / "nets" / "tiny.py").write_text(TINY.read_text())
+    (made / "nets.safetensors").write_bytes(tiny_checkpoint.read_bytes())
+    for name, exits in {"output": 'early = "shape"', "task": 'colour = "shap"', "classes": 'colour = "shape"'}.items():
+        (made / f"{name}.toml").write_text(f"{SPEC.partition('[labels]')[0]}[exits]\n{exits}\n")
+    (made / "theirs.json").write_text("years of work\n")
+    (made / "theirs").mkdir()
+    (made / "theirs" / "thesis.tex").write_text("years of work\n")
+    return made
+
+
+def exits(at: str = "blocks.1", data: str = "train.npz", *more: str, model: str = "model", out: str = "m") -> list[str]:
+    return ["exits", model, "--at", at, "--data", data, "-o", out, *more]
+
+
+def thresholds(data: str = "held.npz", *more: str, bundle: str = "bundle", out: str = "exits.json") -> list[str]:
+    return ["thresholds", bundle, "--data", data, "-o", out, *more]
+
+
+EXITS_WRONG = {
+    "declared exit that is no output": Wrong(export(spec="output.toml", out="m"), "early", "shape, colour"),
+    "declared exit of an unknown task": Wrong(export(spec="task.toml", out="m"), "shap", "shape"),
+    "declared exit of other classes": Wrong(export(spec="classes.toml", out="m"), "1x3", "of its task"),
+    "exits of no model": Wrong(exits(model="nope"), "nope", "splitboard export"),
+    "exits nowhere": Wrong(exits("blocks.9"), "blocks.9", "nearest"),
+    "exits at remote only": Wrong(exits("remote"), "remote", "the first cut"),
+    "exits inside of a block": Wrong(exits("blocks.0.project"), "blocks.0.project", "sends 2 tensors"),
+    "an exit of several tensors": Wrong(exits("m01"), "m01", "--max-tensors 1"),
+    "exits that are there": Wrong(exits("stem"), "shape_exit_stem", "--at"),
+    "exits of an unknown task": Wrong(exits("blocks.1", "train.npz", "--task", "shap"), "shap", "shape, colour"),
+    "exits of a task without labels": Wrong(
+        exits("blocks.1", "one.npz", "--task", "colour"), "colour", "labels.colour"
+    ),
+    "exits without labels": Wrong(exits("blocks.1", "none.npz"), "shape, colour", "labels.TASK"),
+    "exits on labels of another task": Wrong(exits("blocks.1", "other.npz"), "shape, colour", "labels.TASK"),
+    "exits on a class that is not there": Wrong(exits("blocks.1", "third.npz"), "2", "from 0 to 1"),
+    "exits on a class of three images": Wrong(exits("blocks.1", "few.npz"), "square", "5 or more"),
+    "exits on no data": Wrong(exits("blocks.1", "nope.npz"), "nope.npz", "give a folder"),
+    "exits onto their folder": Wrong(exits(out="theirs"), "theirs", "another folder"),
+    "thresholds of no bundle": Wrong(thresholds(bundle="nope"), "nope", "splitboard build"),
+    "thresholds without exits": Wrong(thresholds(bundle="bare"), "bare", "splitboard exits"),
+    "thresholds on no data": Wrong(thresholds("nope.npz"), "nope.npz", "give a folder"),
+    "thresholds without labels": Wrong(thresholds("none.npz"), "shape, colour", "labels.shape"),
+    "thresholds on labels of another task": Wrong(thresholds("other.npz"), "texture", "shape"),
+    "thresholds on one class": Wrong(thresholds("one.npz"), "round", "other classes"),
+    "thresholds on numbers": Wrong(thresholds("numbers.npz"), "shape", "whole numbers"),
+    "thresholds on a class that is not there": Wrong(thresholds("third.npz"), "2", "round, square"),
+    "thresholds on what fitted the exits": Wrong(thresholds("train.npz"), "exit_samples.txt", "neither"),
+    "thresholds on calibration images": Wrong(thresholds("calib.npz"), "samples.txt", "has not seen"),
+    "a drop of nothing": Wrong(thresholds("held.npz", "--drop", "0"), "0", "--drop 1.0"),
+    "a drop of everything": Wrong(thresholds("held.npz", "--drop", "100"), "100", "--drop 1.0"),
+    "an unknown measure": Wrong(thresholds("held.npz", "--measure", "margin"), "margin", "--measure entropy"),
+    "confidence of thresholds in percent": Wrong(thresholds("held.npz", "--confidence", "95"), "95", "0.95"),
+    "thresholds onto their file": Wrong(thresholds(out="theirs.json"), "theirs.json", "another file"),
+}
+
+
+@pytest.mark.parametrize("wrong", [pytest.param(wrong, id=name) for name, wrong in EXITS_WRONG.items()])
+def test_the_verbs_about_exits_refuse_in_one_line(
+    wrong: Wrong, exit_desk: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    capfd.readouterr()  # what the fixture has said
+    test_one_line_advice_and_nothing_left(wrong, exit_desk, "", monkeypatch, capfd)

@@ -23,7 +23,7 @@ from calib.tflite_edge import FloatEdge, float_edge
 from export.choice import choose
 from export.model import load_model
 from export.splits import list_splits
-from runtime_edge.engine import edge_splits
+from runtime_edge.engines.engine import edge_splits
 from splitboard.cli.build import BuildRequest, build_bundle, build_output
 from splitboard.contract.bundle import Bundle, load_bundle
 from splitboard.contract.decode import read_json

@@ -13,13 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitboard.contract.bundle import TensorSpec
-from splitboard.contract.interface import MAX_HEADER_BYTES, Interface, WireError
+from splitboard.contract.forms import RequestForm
+from splitboard.contract.interface import MAX_HEADER_BYTES, Interface, Reason, WireError
 from splitboard.contract.wire import (
     Request,
+    ServerTiming,
     decode_reply,
     decode_request,
+    encode_jpeg_request,
     encode_reply,
-    encode_request,
     format_server_timing,
     parse_server_timing,
 )
@@ -34,10 +36,13 @@ TO = Interface(
 TENSORS = bytes([0x80, 0xFF, 0, 1, 2, 0x7F]) + struct.pack("<2f", 1.5, -2.25)
 
 
+NAMES = ("shape", "colour")
+
+
 def header() -> dict[str, Any]:
     """A request's JSON part, written from the protocol's text and not with our encoder."""
     return {
-        "parameters": {"bundle": "ab" * 32, "split": "s03", "crc32": zlib.crc32(TENSORS)},
+        "parameters": {"bundle": "ab" * 32, "split": "s03", "crc32": zlib.crc32(TENSORS), "timeout": 5000},
         "inputs": [
             {"name": "x", "shape": [1, 2, 1, 3], "datatype": "INT8", "parameters": {"binary_data_size": 6}},
             {"name": "y", "shape": [1, 2], "datatype": "FP32", "parameters": {"binary_data_size": 8}},
@@ -68,8 +73,8 @@ def test_a_request_written_by_hand_is_read() -> None:
 
 
 def test_the_encoder_writes_what_was_written_by_hand() -> None:
-    message = encode_request(arrays(), TO)
-    assert json.loads(message.header) == header()
+    message = RequestForm(TO, NAMES).encode(arrays(), 5000)
+    assert json.loads(message.header) == {"id": "000000000000", **header()}
     assert b"".join(message.tensors) == TENSORS
     assert message.n_bytes == len(message.header) + len(TENSORS)
 
@@ -95,14 +100,14 @@ def test_all_outputs_by_one_parameter() -> None:
 
 def test_arrays_that_are_not_contiguous_arrive_as_they_are() -> None:
     x = np.arange(6, dtype=np.int8).reshape(1, 1, 2, 3).transpose(0, 2, 1, 3)[:, ::-1]
-    message = encode_request({**arrays(), "x": x}, TO)
+    message = RequestForm(TO, NAMES).encode({**arrays(), "x": x}, 5000)
     found = decode_request(message.header + b"".join(message.tensors), str(len(message.header)), TO)
     np.testing.assert_array_equal(found.inputs["x"], x)
 
 
 def test_a_tensor_of_another_shape_is_not_sent() -> None:
     with pytest.raises(ValueError, match='tensor "y" is float64'):
-        encode_request({**arrays(), "y": np.zeros((1, 2))}, TO)
+        RequestForm(TO, NAMES).encode({**arrays(), "y": np.zeros((1, 2))}, 5000)
 
 
 def test_a_reply_written_by_hand_is_read() -> None:
@@ -142,12 +147,12 @@ def at(*path: Any) -> Callable[[Any, Any], None]:
 
 
 MALFORMED = [
-    (at("parameters"), ..., 400, "parameter bundle is missing"),
     (at("parameters"), [], 400, "parameters must be a JSON object"),
     (at("parameters", "bundle"), "cd" * 32, 409, "tiny-s03 is of bundle"),
     (at("parameters", "split"), "s04", 409, "tiny-s03 is of split"),
-    (at("parameters", "split"), 3, 400, "parameter split is missing"),
-    (at("parameters", "crc32"), ..., 400, "parameter crc32 must be"),
+    (at("parameters", "split"), 3, 400, "parameter split must be text"),
+    (at("parameters", "timeout"), -1, 400, "parameter timeout must be"),
+    (at("parameters", "timeout"), 1.5, 400, "parameter timeout must be"),
     (at("parameters", "crc32"), True, 400, "parameter crc32 must be"),
     (at("parameters", "crc32"), -1, 400, "parameter crc32 must be"),
     (at("parameters", "crc32"), 1 << 32, 400, "parameter crc32 must be"),
@@ -188,7 +193,7 @@ def test_every_malformed_header_is_refused_with_its_reason(put: Any, value: Any,
     put(head, value)
     with pytest.raises(WireError) as caught:
         decode_request(*body(head), TO)
-    assert caught.value.status == status
+    assert caught.value.reason.status == status
     assert words in caught.value.message
 
 
@@ -213,7 +218,7 @@ def test_every_malformed_header_is_refused_with_its_reason(put: Any, value: Any,
 def test_every_malformed_body_is_refused_with_its_reason(data: bytes, length: str, status: int, words: str) -> None:
     with pytest.raises(WireError) as caught:
         decode_request(data, length, TO)
-    assert caught.value.status == status
+    assert caught.value.reason.status == status
     assert words in caught.value.message
 
 
@@ -257,18 +262,115 @@ def test_one_flipped_bit_of_a_tensor_is_noticed(bit: int) -> None:
         decode_request(*body(header(), bytes(changed)), TO)
 
 
-@given(queue=st.integers(0, 10**14), compute=st.integers(0, 10**14))
-def test_server_timing_keeps_the_nanoseconds(queue: int, compute: int) -> None:
-    found = parse_server_timing(format_server_timing(queue, compute))
-    assert found == (queue, compute)
+DURATION = st.integers(0, 10**14)
 
 
-@pytest.mark.parametrize("text", ["", "queue;dur=1.000", "queue;dur=-1.000, compute;dur=1.000", "queue;dur=nan, x"])
+@given(queue=DURATION, decode=DURATION, compute=DURATION)
+def test_server_timing_keeps_the_nanoseconds(queue: int, decode: int, compute: int) -> None:
+    found = parse_server_timing(format_server_timing(ServerTiming(queue, decode, compute)))
+    assert found == (queue, decode, compute)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "queue;dur=1.000",
+        "queue;dur=1.000, compute;dur=1.000",
+        "queue;dur=-1.000, decode;dur=1.000, compute;dur=1.000",
+    ],
+)
 def test_another_server_timing_is_refused(text: str) -> None:
     with pytest.raises(WireError, match="Server-Timing must read"):
         parse_server_timing(text)
 
 
 def test_server_timing_in_milliseconds() -> None:
-    assert format_server_timing(1_234_567, 89) == "queue;dur=1.234567, compute;dur=0.000089"
-    assert parse_server_timing("queue;dur=0.125, compute;dur=2.500") == (125_000, 2_500_000)
+    text = "queue;dur=1.234567, decode;dur=0.000000, compute;dur=0.000089"
+    assert format_server_timing(ServerTiming(1_234_567, 0, 89)) == text
+    assert parse_server_timing("queue;dur=0.125, decode;dur=1.000, compute;dur=2.500") == (125_000, 10**6, 2_500_000)
+
+
+def test_a_form_is_written_over_by_the_next_request() -> None:
+    form = RequestForm(TO, ["colour"])
+    first = form.encode(arrays(), 7)
+    assert json.loads(first.header)["parameters"]["timeout"] == 7
+    second = form.encode({**arrays(), "y": np.zeros((1, 2), np.float32)}, 10**30)
+    assert second.header is first.header
+    found = json.loads(second.header)
+    assert found["parameters"]["timeout"] == 10**12 - 1
+    assert found["parameters"]["crc32"] == zlib.crc32(TENSORS[:6] + bytes(8))
+    assert found["outputs"] == [{"name": "colour", "parameters": {"binary_data": True}}]
+
+
+def test_foreign_requests_need_no_parameters() -> None:
+    head = header()
+    del head["parameters"]
+    request = decode_request(*body(head), TO)
+    assert (request.outputs, request.timeout_us) == (NAMES, None)
+    assert decode_request(*body(header()), TO).timeout_us == 5000
+
+
+def test_a_reply_to_another_request_is_refused() -> None:
+    outputs = {"shape": np.array([[1, 2]], np.float32), "colour": np.zeros((1, 3), np.float32)}
+    message = encode_reply(outputs, TO, Request({}, NAMES, "000000000041"))
+    whole = (message.header + b"".join(message.tensors), str(len(message.header)), TO)
+    assert decode_reply(*whole, number=41).keys() == outputs.keys()
+    with pytest.raises(WireError, match="asked was 000000000042"):
+        decode_reply(*whole, number=42)
+
+
+IMAGE = Interface("tiny-s00", "ab" * 32, "s00", (TensorSpec("image", (1, 8, 8, 1), "uint8", "NHWC"),), TO.outputs)
+
+
+def test_an_image_as_a_jpeg_file() -> None:
+    message = encode_jpeg_request(b"\xff\xd8 file", IMAGE, NAMES, 9)
+    (raw,) = message.tensors
+    assert bytes(raw) == struct.pack("<I", 7) + b"\xff\xd8 file"
+    head = json.loads(message.header)
+    size = {"binary_data_size": 11}
+    assert head["inputs"] == [{"name": "image", "shape": [1], "datatype": "BYTES", "parameters": size}]
+    request = decode_request(message.header + bytes(raw), str(len(message.header)), IMAGE)
+    assert request.jpeg is not None
+    assert (bytes(request.jpeg), request.inputs, request.timeout_us) == (b"\xff\xd8 file", {}, 9)
+
+
+@pytest.mark.parametrize(
+    ("raw", "shape"),
+    [(b"", [1]), (b"\x05\0\0\0abcd", [1]), (b"\x04\0\0\0abcde", [1]), (b"\x04\0\0\0abcd", [2]), (b"\xff" * 4, [1])],
+)
+def test_a_jpeg_file_of_another_length_is_refused(raw: bytes, shape: list[int]) -> None:
+    entry = {"name": "image", "shape": shape, "datatype": "BYTES", "parameters": {"binary_data_size": len(raw)}}
+    with pytest.raises(WireError) as caught:
+        decode_request(*body({"inputs": [entry]}, raw), IMAGE)
+    assert caught.value.reason is Reason.MALFORMED
+    assert "JPEG" in caught.value.message
+
+
+def test_tensors_are_never_taken_as_jpeg_files() -> None:
+    head = header()
+    head["inputs"][0].update(datatype="BYTES", shape=[1])
+    with pytest.raises(WireError, match="must be INT8"):
+        decode_request(*body(head), TO)
+
+
+@pytest.mark.parametrize("name", ["bundle", "split"])
+def test_a_reply_of_another_pair_is_refused(name: str) -> None:
+    outputs = {"shape": np.array([[1, 2]], np.float32), "colour": np.zeros((1, 3), np.float32)}
+    message = encode_reply(outputs, TO, Request({}, NAMES))
+    head = json.loads(message.header)
+    head["parameters"][name] = "other"
+    with pytest.raises(WireError) as caught:
+        decode_reply(*body(head, b"".join(message.tensors)), TO)
+    assert caught.value.reason is Reason.PAIR
+
+
+@given(bit=st.integers(0, 8 * 20 - 1))
+def test_one_flipped_bit_of_a_reply_is_noticed(bit: int) -> None:
+    outputs = {"shape": np.array([[1, 2]], np.float32), "colour": np.zeros((1, 3), np.float32)}
+    message = encode_reply(outputs, TO, Request({}, NAMES))
+    changed = bytearray(b"".join(message.tensors))
+    changed[bit // 8] ^= 1 << bit % 8
+    with pytest.raises(WireError) as caught:
+        decode_reply(*body(json.loads(message.header), bytes(changed)), TO)
+    assert caught.value.reason is Reason.CORRUPT

@@ -86,11 +86,14 @@ def synthetic_records(n: int = 200, seed: int = 0, **changes: Any) -> list[RunRe
     for split, (scope, shape, edge_ms, server_ms) in _SPLITS.items():
         payload = int(np.prod(shape)) if shape else 0
         typical = {
+            "read": 0.0,
             "pre": 0.6,
             "edge": edge_ms,
+            "encode": 0.0,
             "serialise": 0.04 + payload * 1e-6 if shape else 0.0,
             "link": 0.5 + payload * 2e-5 if shape else 0.0,
             "queue": 0.05 if shape else 0.0,
+            "decode": 0.02 if shape else 0.0,
             "server": server_ms,
             "post": 0.03,
         }
@@ -124,6 +127,7 @@ def synthetic_bundle() -> Bundle:
                 natural=split != "s01",
                 tensors=(tensor,) if shape else (),
                 local_tasks=() if shape else tuple(TASKS),
+                exits=(),
                 edge=None if scope == "remote" else "edge/edge.int8.tflite",
                 edge_signature=None if scope == "remote" else split,
                 server=None if scope == "local" else f"server/{split}.onnx",
@@ -141,6 +145,7 @@ def synthetic_bundle() -> Bundle:
         checkpoint_sha256="ef" * 32,
         board="rpi5",
         tasks=tuple(Task(name, labels) for name, labels in TASKS.items()),
+        exits=(),
         input=TensorSpec("image", (1, 3, 224, 224), "float32", "NCHW"),
         edge_input=TensorSpec("image", (1, 224, 224, 3), "int8", "NHWC", 0.0078, 0),
         preprocessing=Preprocessing(224, 224, 1, (0.5,) * 3, (0.5,) * 3),

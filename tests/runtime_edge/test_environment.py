@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime_edge.environment import read_environment
+from runtime_edge.bench.environment import read_environment
 from splitboard.contract.decode import decode
 from splitboard.contract.record import Environment
 

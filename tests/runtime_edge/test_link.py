@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from serving import running_server
 
-from runtime_edge.link import Link, send_all
+from runtime_edge.link.connection import send_all
+from runtime_edge.link.link import Link
 from splitboard.contract.bundle import TensorSpec, bundle_sha256, load_bundle
 from splitboard.contract.errors import UserError
+from splitboard.contract.forms import RequestForm
 from splitboard.contract.interface import Interface, interface
-from splitboard.contract.wire import Message, decode_reply, encode_request
+from splitboard.contract.wire import Message, decode_reply
 
 TO = Interface(
     "tiny-s03",
@@ -25,7 +27,7 @@ TO = Interface(
     (TensorSpec("x", (1, 4), "int8", "NC"),),
     (TensorSpec("shape", (1, 2), "float32", "NC"),),
 )
-MESSAGE = encode_request({"x": np.zeros((1, 4), np.int8)}, TO)
+MESSAGE = RequestForm(TO, [spec.name for spec in TO.outputs]).encode({"x": np.zeros((1, 4), np.int8)}, 10**7)
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nserver-timing: here\r\n\r\nhello"
 
 
@@ -203,7 +205,7 @@ def test_no_server() -> None:
     [
         "",
         "127.0.0.1:8000",
-        "https://a:1",
+        "ftp://a:1",
         "http://",
         "http://a:99999",
         "http://a:b",
@@ -262,7 +264,9 @@ def test_a_partial_send_at_any_border(size: int) -> None:
 def test_a_server_that_dies_and_comes_back(tiny_bundle: Path) -> None:
     bundle = load_bundle(tiny_bundle)
     to = interface(bundle, bundle_sha256(tiny_bundle), bundle.splits[0])
-    request: Message = encode_request({"image": np.zeros((1, 32, 32, 1), np.uint8)}, to)
+    request: Message = RequestForm(to, [spec.name for spec in to.outputs]).encode(
+        {"image": np.zeros((1, 32, 32, 1), np.uint8)}, 10**7
+    )
 
     def scores(link: Link) -> list[float]:
         reply = link.infer(to, request)
@@ -288,6 +292,16 @@ def test_a_bundle_that_the_server_does_not_have(tiny_bundle: Path) -> None:
     to = interface(bundle, "0" * 64, bundle.splits[0])
     with running_server(tiny_bundle) as running, Link(running.url) as link:
         with pytest.raises(UserError, match='refused with status "409": tiny-s00 is of bundle'):
-            link.infer(to, encode_request({"image": np.zeros((1, 32, 32, 1), np.uint8)}, to))
+            link.infer(
+                to,
+                RequestForm(to, [spec.name for spec in to.outputs]).encode(
+                    {"image": np.zeros((1, 32, 32, 1), np.uint8)}, 10**7
+                ),
+            )
         other = interface(bundle, bundle_sha256(tiny_bundle), bundle.splits[0])
-        link.infer(other, encode_request({"image": np.zeros((1, 32, 32, 1), np.uint8)}, other))
+        link.infer(
+            other,
+            RequestForm(other, [spec.name for spec in other.outputs]).encode(
+                {"image": np.zeros((1, 32, 32, 1), np.uint8)}, 10**7
+            ),
+        )

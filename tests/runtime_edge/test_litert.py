@@ -11,8 +11,8 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
 
-from runtime_edge.engine import FakeEngine
-from runtime_edge.litert import LiteRtEngine, find_interpreter
+from runtime_edge.engines.engine import FakeEngine
+from runtime_edge.engines.litert import LiteRtEngine, find_interpreter
 from splitboard.contract.bundle import Bundle, load_bundle
 from splitboard.contract.errors import UserError
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime_edge.meters import FakeMeter, NoMeter, RaplMeter, find_meter
+from runtime_edge.bench.meters import FakeMeter, NoMeter, RaplMeter, find_meter
 from splitboard.contract.errors import UserError
 
 

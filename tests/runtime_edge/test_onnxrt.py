@@ -15,7 +15,7 @@ from quantised import weights, whole_numbers  # type: ignore[import-not-found, u
 from calib.qdq.emit import emit
 from calib.qdq.plan import plan, wire_specs
 from export.reference import reference_session
-from runtime_edge.onnxrt import OnnxRuntimeEngine
+from runtime_edge.engines.onnxrt import OnnxRuntimeEngine
 from splitboard.contract.bundle import Bundle, Split, Task, TensorSpec, load_bundle
 from splitboard.contract.errors import UserError
 
@@ -108,7 +108,7 @@ def test_an_input_that_is_not_what_the_manifest_says(
 
 def test_a_task_that_is_not_float(folder: Path, bundle: Bundle) -> None:
     split = dataclasses.replace(bundle.splits[1], tensors=(), local_tasks=("sum",))
-    with pytest.raises(UserError, match='gives task "sum" as'), OnnxRuntimeEngine(folder, bundle, [split]):
+    with pytest.raises(UserError, match='gives the scores "sum" as'), OnnxRuntimeEngine(folder, bundle, [split]):
         pass
 
 
@@ -128,7 +128,7 @@ def test_nothing_is_loaded_before_the_with_block(tmp_path: Path, bundle: Bundle)
 def test_the_module_loads_without_onnx_runtime_and_says_so_when_it_is_used(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['onnxruntime'] = None\n"
-        "from runtime_edge.onnxrt import OnnxRuntimeEngine\n"
+        "from runtime_edge.engines.onnxrt import OnnxRuntimeEngine\n"
         "from splitboard.contract.errors import UserError\n"
         "try:\n    OnnxRuntimeEngine(None, None, [])\n"
         "except UserError as error:\n    print(error)\n"

@@ -9,56 +9,26 @@ import subprocess
 import sys
 import threading
 import time
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import asking
+import grpc
 import numpy as np
 import onnxruntime
 import pytest
+from asking import INFER, by_hand, refusal, remote_request, wire_tensor
 from serving import Running, running_server, start_server
 
-from splitboard.contract.bundle import Bundle, Split, bundle_sha256, load_bundle
+from runtime_server.grpc_messages import CLASSES, SERVICE
+from splitboard.contract.bundle import bundle_sha256, load_bundle
 from splitboard.contract.errors import EXIT_USER_ERROR
-from splitboard.contract.wire import parse_server_timing
+from splitboard.contract.wire import ServerTiming, parse_server_timing
 
 
-def ask(server: Running, method: str, path: str, body: bytes = b"", headers: Any = None) -> tuple[int, Any, bytes]:
-    """Another implementation's client: the standard library's, fed with bytes written by hand."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
-    try:
-        connection.request(method, path, body or None, headers or {})
-        reply = connection.getresponse()
-        return reply.status, reply.headers, reply.read()
-    finally:
-        connection.close()
-
-
-def by_hand(bundle: Bundle, folder: Path, split: Split, pixels: np.ndarray[Any, Any]) -> tuple[bytes, dict[str, str]]:
-    """A request as the protocol's text has it."""
-    tensor, raw = split.tensors[0], pixels.tobytes()
-    text = json.dumps(
-        {
-            "id": "one",
-            "parameters": {"bundle": bundle_sha256(folder), "split": split.id, "crc32": zlib.crc32(raw)},
-            "inputs": [
-                {
-                    "name": tensor.name,
-                    "shape": list(pixels.shape),
-                    "datatype": {"uint8": "UINT8", "int8": "INT8"}[str(pixels.dtype)],
-                    "parameters": {"binary_data_size": len(raw)},
-                }
-            ],
-            "outputs": [{"name": task.name, "parameters": {"binary_data": True}} for task in bundle.tasks],
-        }
-    ).encode()
-    return text + raw, {"Inference-Header-Content-Length": str(len(text))}
-
-
-def wire_tensor(split: Split) -> np.ndarray[Any, Any]:
-    low, high = (0, 256) if split.tensors[0].dtype == "uint8" else (-128, 128)
-    return np.random.default_rng(5).integers(low, high, split.tensors[0].shape).astype(split.tensors[0].dtype)
+def ask(server: Running, method: str, path: str, body: Any = b"", headers: Any = None) -> tuple[int, Any, bytes]:
+    return asking.ask(server.port, method, path, body, headers)
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
@@ -81,9 +51,8 @@ def test_a_split_answers_as_onnx_runtime_does_directly(server: Running, tiny_bun
         np.testing.assert_array_equal(np.frombuffer(reply[start : start + size], "<f4"), array.ravel())
         start += size
     assert start == len(reply)
-    queue_ns, compute_ns = parse_server_timing(found["Server-Timing"])
-    assert queue_ns > 0
-    assert compute_ns > 0
+    timing = parse_server_timing(found["Server-Timing"])
+    assert min(timing) > 0
 
 
 def test_the_queue_is_told_apart_from_the_work(server: Running, tiny_bundle: Path) -> None:
@@ -91,7 +60,7 @@ def test_the_queue_is_told_apart_from_the_work(server: Running, tiny_bundle: Pat
     bundle = load_bundle(tiny_bundle)
     split = bundle.splits[0]
     body, headers = by_hand(bundle, tiny_bundle, split, wire_tensor(split))
-    times: list[tuple[int, int]] = []
+    times: list[ServerTiming] = []
 
     def go() -> None:
         for _ in range(40):
@@ -104,7 +73,7 @@ def test_the_queue_is_told_apart_from_the_work(server: Running, tiny_bundle: Pat
     for thread in threads:
         thread.join()
     assert len(times) == 320
-    assert max(queue for queue, _ in times) > sorted(compute for _, compute in times)[160]
+    assert max(one.queue_ns for one in times) > sorted(one.compute_ns for one in times)[160]
 
 
 @pytest.mark.parametrize(
@@ -122,14 +91,12 @@ def test_health(server: Running, path: str, expected: object) -> None:
 
 def test_metadata(server: Running, tiny_bundle: Path) -> None:
     about = json.loads(ask(server, "GET", "/v2")[2])
-    assert (about["name"], about["extensions"]) == ("splitboard", ["binary_tensor_data"])
+    assert about["name"] == "splitboard"
+    assert {"binary_tensor_data", "model_configuration", "statistics"} <= set(about["extensions"])
     model = json.loads(ask(server, "GET", "/v2/models/tiny-s00")[2])
     assert model["inputs"] == [{"name": "image", "datatype": "UINT8", "shape": [1, 32, 32, 1]}]
     assert model["outputs"][1] == {"name": "colour", "datatype": "FP32", "shape": [1, 3]}
     assert model["parameters"] == {"bundle": bundle_sha256(tiny_bundle), "split": "s00"}
-
-
-INFER = "/v2/models/tiny-s00/infer"
 
 
 @pytest.mark.parametrize(
@@ -137,8 +104,10 @@ INFER = "/v2/models/tiny-s00/infer"
     [
         ("GET", "/", b"", {}, 404, "there is nothing at"),
         ("GET", "/v2/models", b"", {}, 404, "there is nothing at"),
+        ("GET", "/v2/models/tiny-s00/versions/2", b"", {}, 404, "there is nothing at"),
+        ("GET", "/v2/models/tiny-s00/metrics", b"", {}, 404, "there is nothing at"),
         ("GET", "/v2/models/tiny-s99", b"", {}, 404, 'no model "tiny-s99"; served are: tiny-s00'),
-        ("POST", "/v2/models/%2e%2e%2fetc/infer", b"", {}, 404, "there is nothing at"),
+        ("POST", "/v2/models/%2e%2e%2fetc/infer", b"", {}, 404, 'no model "../etc"'),
         ("POST", "/v2/models/caf%C3%A9/infer", b"{}", {}, 404, "no model"),
         ("GET", INFER, b"", {}, 405, "takes POST, found GET"),
         ("POST", "/v2", b"{}", {}, 405, "takes GET, found POST"),
@@ -147,7 +116,7 @@ INFER = "/v2/models/tiny-s00/infer"
         ("POST", INFER, b"{}", {}, 400, "only binary tensors"),
         ("POST", INFER, b"{}", {"Inference-Header-Content-Length": "9"}, 400, "the body has 2 bytes"),
         ("POST", INFER, b"x" * 100_000, {"Inference-Header-Content-Length": "9"}, 413, "at most 66560 bytes"),
-        ("POST", INFER, iter([b"x" * 30_000] * 9), {"Inference-Header-Content-Length": "9"}, 413, "at most 66560"),
+        ("POST", INFER, iter([b"x" * 30_000] * 9), {"Inference-Header-Content-Length": "9"}, 400, "not in chunks"),
     ],
 )
 def test_refusals(server: Running, method: str, path: str, body: Any, headers: Any, status: int, words: str) -> None:
@@ -225,6 +194,56 @@ def test_a_signal_ends_the_server_in_peace(tiny_bundle: Path, number: signal.Sig
         running.process.send_signal(number)
         output, errors = running.process.communicate(timeout=30)
         assert (running.process.returncode, output, errors) == (0, "", "")
+
+
+def call(channel: grpc.Channel, name: str, **fields: Any) -> Any:
+    """One call of the protocol's gRPC form, by the messages' numbers."""
+    ask_for = channel.unary_unary(
+        f"/{SERVICE}/{name}", lambda message: message.SerializeToString(), CLASSES[f"{name}Response"].FromString
+    )
+    return ask_for(CLASSES[f"{name}Request"](**fields), timeout=30)
+
+
+def taken(server: Running) -> float:
+    """Requests that were answered or wait."""
+    page = ask(server, "GET", "/metrics")[2].decode()
+    found = re.findall(r"^splitboard_(?:queue_depth|requests_total\S*) (\S+)$", page, re.MULTILINE)
+    return sum(map(float, found))
+
+
+def test_both_fronts_serve_one_queue_and_end_together(slow_bundle: Path) -> None:
+    body, headers = remote_request(slow_bundle)
+    tensor = body[int(headers["Inference-Header-Content-Length"]) :]
+    infer = CLASSES["ModelInferRequest"](model_name="tiny-s00", raw_input_contents=[tensor])
+    infer.inputs.add(name="image", datatype="UINT8", shape=[1, 32, 32, 1])
+    with running_server(slow_bundle, grpc_port=0, workers=1) as running, grpc.insecure_channel(running.grpc) as channel:
+        assert call(channel, "ServerReady").ready
+        ask_for = channel.unary_unary(
+            f"/{SERVICE}/ModelInfer",
+            lambda message: message.SerializeToString(),
+            CLASSES["ModelInferResponse"].FromString,
+        )
+        waiting = [ask_for.future(infer, timeout=30) for _ in range(12)]
+        while taken(running) < 11:  # of the last one may be that it is computed
+            time.sleep(0.001)
+        running.process.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+        status, _, said = ask(running, "POST", INFER, body, headers)
+        assert (status, refusal(said)) == (503, "draining")
+        with pytest.raises(grpc.RpcError) as late:
+            ask_for(infer, timeout=30)
+        assert ("reason", "draining") in [tuple(pair) for pair in late.value.trailing_metadata()]
+        answers = [one.result() for one in waiting]
+        assert len({tuple(answer.raw_output_contents) for answer in answers}) == 1
+        assert running.process.wait(30) == 0
+
+
+def test_a_busy_grpc_port_is_an_error_of_the_user(tiny_bundle: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        process = start_server(0, tiny_bundle, grpc_port=taken.getsockname()[1])
+        output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (EXIT_USER_ERROR, "")
+    assert "error: no gRPC: port" in errors
 
 
 def test_what_runs_is_finished_before_the_server_ends(tiny_bundle: Path) -> None:

@@ -1,0 +1,1 @@
+"""Measuring: rounds, meters, environment."""

@@ -1,0 +1,1 @@
+"""Interpreters that run edge halves, behind one protocol."""

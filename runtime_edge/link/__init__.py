@@ -1,0 +1,1 @@
+"""The connection to the server half, and whether it is there."""

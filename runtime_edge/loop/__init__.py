@@ -1,0 +1,1 @@
+"""Answering images: sources, session, answers."""

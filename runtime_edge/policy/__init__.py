@@ -1,0 +1,1 @@
+"""Which split and which coding, image by image."""
