@@ -64,7 +64,7 @@ def triton_python() -> Path:
     """The interpreter of Triton's environment; the test is skipped where there is none."""
     python = find_triton_python()
     if python is None:
-        pytest.skip(f"no Triton here: make .venv-triton, or {VARIABLE}=/path/to/python of an environment that has it")
+        pytest.skip(f"no Triton here: make triton, or {VARIABLE}=/path/to/python of an environment that has it")
     return python
 
 
