@@ -27,6 +27,7 @@ from runtime_edge.run_verb import (
     EXIT_INTERRUPTED,
     add_run_options,
     add_server_options,
+    check_coding,
     greet,
     resources,
     run_verb,
@@ -190,6 +191,7 @@ def _samples(options: argparse.Namespace, bundle: Bundle) -> Samples:
 def _opened(options: argparse.Namespace, bundle: Bundle, splits: Tuple[Split, ...]) -> Iterator[Tuple[Pipeline, str]]:
     """A pipeline with what its splits need, and the engine's name; ``none`` where nothing runs on the board."""
     with contextlib.ExitStack() as stack:
+        check_coding(options.coding, splits)
         sha256 = bundle_sha256(options.bundle)
         sender = None
         if options.server is not None:

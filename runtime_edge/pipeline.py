@@ -92,7 +92,11 @@ class Pipeline:
         }
         if sender is None and self.interfaces:
             names = ", ".join(self.interfaces)
-            raise UserError(f'no server given for "{names}"', ["--server http://HOST:PORT", "--splits with local only"])
+            alone = ", ".join(split.id for split in bundle.splits if split.is_local)
+            raise UserError(
+                f'no server given for "{names}"',
+                ["--server http://HOST:PORT", f"needs no server: {alone or 'no split'}"],
+            )
 
     def infer(self, split: Split, image: NDArray[np.uint8]) -> Inference:
         """Runs one image.

@@ -12,7 +12,7 @@ from runtime_edge.bench.environment import read_environment
 from runtime_edge.engines.choice import Resources, bind_cpus, make_engine
 from runtime_edge.link.connection import LinkError, Security
 from runtime_edge.link.link import TIMEOUT_S, Link
-from runtime_edge.link.sender import CODINGS, PLAIN, ZSTD, Sender
+from runtime_edge.link.sender import CODINGS, JPEG, PLAIN, ZSTD, Sender
 from runtime_edge.link.watch import ServerWatch
 from runtime_edge.loop.answers import AnswerFile, AnswerPrinter, TaskPrinter, answered_image
 from runtime_edge.loop.run import run, run_overlapped, stopping_on_signals
@@ -107,7 +107,8 @@ def run_verb(options: argparse.Namespace, arguments: Tuple[str, ...]) -> int:
     frames = open_source(options.data, bundle.preprocessing.source_channels, options.path)
     if options.limit is not None:
         frames = _first(frames, options.limit)
-    tally = Tally([task.name for task in bundle.tasks])
+    deadline_ns = None if options.deadline is None else round(options.deadline * 1e6)
+    tally = Tally([task.name for task in bundle.tasks], deadline_ns)
     period_s = 0.0 if options.rate is None else 1 / options.rate
     with contextlib.ExitStack() as stack:
         sink: Union[AnswerFile, AnswerPrinter, TaskPrinter] = TaskPrinter(bundle) if options.stream else AnswerPrinter()
@@ -119,16 +120,37 @@ def run_verb(options: argparse.Namespace, arguments: Tuple[str, ...]) -> int:
             sink.start(RunStart(SCHEMA_VERSION, bundle.name, sha256, arguments, read_environment(engine)))
         stop = stack.enter_context(stopping_on_signals())
 
+        notice = _Notice()
+
         def emit(frame: Frame, done: Answered) -> None:
             tally.add(done, frame.labels)
+            notice.tell(done)
             sink.image(answered_image(bundle, frame, done, chooser.link))
 
-        (run_overlapped if options.pipeline else run)(session, frames, emit, stop, period_s)
-        sums = tally.sums(stop.is_set())
-        if isinstance(sink, AnswerFile):
-            sink.sums(sums)
-        _tell(sums)
+        try:
+            (run_overlapped if options.pipeline else run)(session, frames, emit, stop, period_s)
+        finally:  # a source or a disk that fails half-way does not take the answers until then with it
+            sums = tally.sums(stop.is_set())
+            if isinstance(sink, AnswerFile):
+                sink.sums(sums)
+            _tell(sums)
     return EXIT_INTERRUPTED if stop.is_set() else EXIT_PASS
+
+
+class _Notice:
+    """Says on standard error when the server is lost and when it is there again."""
+
+    def __init__(self) -> None:
+        self._lost = False
+
+    def tell(self, done: Answered) -> None:
+        """Looks at one image."""
+        if done.failure is not None and not self._lost:
+            self._lost = True
+            sys.stderr.write(f"image {done.number}: without the server ({done.failure})\n")
+        elif done.answer is not None and self._lost:
+            self._lost = False
+            sys.stderr.write(f"image {done.number}: the server answers again\n")
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -158,6 +180,7 @@ def _session(
 ) -> Iterator[Tuple[Session, Chooser, str]]:
     """A session, what chooses its splits, and the engine's name; ``none`` where nothing runs on the board."""
     splits = _splits(options, bundle)
+    check_coding(options.coding, splits)
     asked = [interface(bundle, sha256, split) for split in splits if not split.is_local]
     manners = Manners(
         fallback=options.fallback,
@@ -188,7 +211,7 @@ def _splits(options: argparse.Namespace, bundle: Bundle) -> Tuple[Split, ...]:
     if options.split == AUTO:
         wanted = {split.id for split in bundle.splits}
         if options.among is not None:
-            wanted = {bundle.split(part.strip()).id for part in options.among.split(",")}
+            wanted = {bundle.split(name).id for name in _named(options.among)}
     else:
         if options.among is not None:
             raise UserError(f'--among is of --split auto, and --split is "{options.split}"', ["--split auto"])
@@ -196,6 +219,21 @@ def _splits(options: argparse.Namespace, bundle: Bundle) -> Tuple[Split, ...]:
     if options.fallback == LOCAL and any(not bundle.split(one).is_local for one in wanted):
         wanted |= {split.id for split in bundle.splits if split.is_local}
     return tuple(split for split in bundle.splits if split.id in wanted)
+
+
+def _named(text: str) -> Tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(","))
+
+
+def check_coding(coding: str, splits: Sequence[Split]) -> None:
+    """Refuses JPEG where no image is sent.
+
+    Raises:
+        UserError: none of the splits is remote only.
+    """
+    if coding == JPEG and not any(split.is_remote for split in splits):
+        names = ", ".join(split.id for split in splits)
+        raise UserError(f'the coding "jpeg" is for images, and "{names}" sends none', ["--split s00", "--coding zstd"])
 
 
 def greet(sender: Sender, asked: Sequence[Interface], coding: str) -> None:
@@ -233,7 +271,9 @@ def _chooser(options: argparse.Namespace, pipeline: Pipeline, splits: Tuple[Spli
             energy=options.joules,
             deadline_ns=None if options.deadline is None else round(options.deadline * 1e6),
         )
-        return DynamicSplit(_costs(options, pipeline, splits, sha256), objective)
+        # What stands in while there is no server is no choice, unless it was named.
+        named = splits if options.among is None else tuple(s for s in splits if s.id in _named(options.among))
+        return DynamicSplit(_costs(options, pipeline, named, sha256), objective)
     local_ns = 0.0
     if local is not None and options.deadline is not None:
         (cost,) = _costs(options, pipeline, (local,), sha256)
@@ -252,6 +292,7 @@ def _costs(
 def _tell(sums: RunSums) -> None:
     """The sums for people, on standard error."""
     if sums.n == 0 or sums.p50_ns is None:
+        sys.stderr.write("0 images\n")
         return
     lines = [
         f"{sums.n} images in {sums.seconds:.1f} s, {sums.images_per_s:.1f} a second, latency p50 "
@@ -263,6 +304,8 @@ def _tell(sums: RunSums) -> None:
         lines.append(f"{name}: {by}{right}")
     if len(sums.splits) > 1:
         lines.append("splits: " + ", ".join(f"{count} x {split}" for split, count in sums.splits.items()))
+    if sums.late:
+        lines.append(f"after the deadline: {sums.late}")
     if sums.failures:
         lines.append("without the server: " + ", ".join(f"{n} x {why}" for why, n in sorted(sums.failures.items())))
     sys.stderr.write("\n".join(lines) + "\n")

@@ -66,6 +66,8 @@ def bind_cpus(text: str) -> Tuple[int, ...]:
     """
     try:
         wanted = {int(part) for part in text.split(",")}
+        if not wanted <= os.sched_getaffinity(0):
+            raise ValueError("the kernel would pass over those that are not there")
         os.sched_setaffinity(0, wanted)
     except (ValueError, OSError) as error:
         known = ",".join(map(str, sorted(os.sched_getaffinity(0))))

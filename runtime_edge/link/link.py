@@ -135,6 +135,7 @@ class Link:
         raise LinkError(
             reason or _REASONS.get(reply.status, "refused"),
             f'the server at "{self.url}" refused with status "{reply.status}": {words}',
+            ["--token-file FILE, with the server's token"] if reply.status == 401 else [],
         )
 
 

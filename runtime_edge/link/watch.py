@@ -14,7 +14,7 @@ from runtime_edge.link.link import Link
 from splitboard.contract.interface import Interface
 
 FIRST_PAUSE_S = 0.1
-LONGEST_PAUSE_S = 8.0
+LONGEST_PAUSE_S = 2.0
 PROBE_TIMEOUT_S = 2.0
 STEADY_S = 0.5
 """While the server is there it is probed so often: that tells the link's delay, and that it is still there."""

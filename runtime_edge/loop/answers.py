@@ -73,6 +73,7 @@ class AnswerFile:
     def __init__(self, path: Path) -> None:
         check_file(path, BEGINNING)
         self._path = path
+        self._full = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file: IO[bytes] = open(path, "wb", buffering=0)  # noqa: SIM115 - closed by __exit__
@@ -105,11 +106,14 @@ class AnswerFile:
         Raises:
             UserError: the disk is full, or the file cannot be written for another reason.
         """
+        if self._full:
+            return  # whoever wrote the line that failed has been told
         start, data = self._file.tell(), memoryview((line + "\n").encode("utf-8"))
         try:
             while data:
                 data = data[self._file.write(data) :]
         except OSError as error:
+            self._full = True
             os.ftruncate(self._file.fileno(), start)
             raise UserError(
                 f'cannot go on writing "{self._path}": {error.strerror}; it holds every answer until now',

@@ -22,6 +22,7 @@ from runtime_edge.loop.exits import sure
 from runtime_edge.pipeline import EdgeHalf, Pipeline, local_outputs
 from runtime_edge.policy.choosers import Chooser
 from runtime_edge.policy.codec_choice import CodecChoice
+from runtime_edge.policy.dynamic_split import Decision
 from splitboard.contract.bundle import Split
 from splitboard.contract.errors import UserError
 from splitboard.contract.exits import ExitRules
@@ -93,6 +94,7 @@ class Begun(NamedTuple):
         coding: of the request, if one is sent.
         reserve_ns: kept back before the deadline for the fallback.
         patience_ns: that the reply is waited for where the fallback is the local model; ``None`` for ever.
+        away: why the server could not be asked when the split was chosen; ``None`` where it could be or is not needed.
         tasks: what is answered already.
     """
 
@@ -102,6 +104,7 @@ class Begun(NamedTuple):
     coding: str
     reserve_ns: int
     patience_ns: Optional[int]
+    away: Optional[str]
     tasks: Dict[str, TaskAnswer]
 
 
@@ -160,10 +163,28 @@ class Session:
         bundle = pipeline.bundle
         self._tasks = tuple(task.name for task in bundle.tasks)
         self._exits = {split.id: bundle.exits_of(split) for split in splits}
-        if manners.fallback == LOCAL and self._local is None and watch is not None:
+        self._local_ns = 0
+        self._check_fallback()
+
+    def _check_fallback(self) -> None:
+        fallback = self._manners.fallback
+        if self._watch is not None and fallback == LOCAL and self._local is None:
             raise UserError(
                 'the fallback is "local" and the bundle has no local only split', ["--fallback unavailable"]
             )
+        if self._watch is not None and fallback == EXIT and not any(self._exits.values()):
+            raise UserError(
+                'the fallback is "exit" and no split that may run has an early exit',
+                ["--fallback local", "build with exits: splitboard exits"],
+            )
+
+    @property
+    def _stand_in(self) -> Decision:
+        """What runs while there is no server and none of the splits to choose among does without."""
+        if self._manners.fallback == LOCAL and self._local is not None:
+            return Decision(self._local.id, None, None, "there is no server")
+        best = max(self._splits.values(), key=lambda split: (len(split.exits), not split.is_remote))
+        return Decision(best.id, None, None, "there is no server")
 
     def begin(self, image: NDArray[np.uint8]) -> Begun:
         """Chooses a split, runs its edge half, and answers what that can answer.
@@ -175,9 +196,7 @@ class Session:
         there = self._watch is not None and self._watch.available
         for probe in () if self._watch is None else self._watch.probes():
             self._chooser.probe(probe.at_ns, probe.rtt_ns)
-        decision = self._chooser.choose(now_ns, there)
-        if decision is None:
-            raise UserError("there is no server, and no split that needs none", ["--fallback local"])
+        decision = self._chooser.choose(now_ns, there) or self._stand_in
         with self._engine_free:
             half = self._pipeline.edge(self._splits[decision.split], image)
         begun = Begun(
@@ -187,6 +206,7 @@ class Session:
             coding=self._coding(half.split),
             reserve_ns=self._reserve_ns(),
             patience_ns=decision.patience_ns if self._manners.fallback == LOCAL else None,
+            away=None if self._watch is None or there else self._watch.reason or "unreachable",
             tasks={},
         )
         self._number += 1
@@ -199,7 +219,7 @@ class Session:
     def finish(self, begun: Begun) -> Answered:
         """Has the server answer what is left, or the fallback in its place."""
         asked = tuple(task for task in self._tasks if task not in begun.tasks)
-        answer, failure, local_ns = None, None, 0
+        answer, failure, local_ns = None, begun.away, 0
         if asked:
             try:
                 answer = self._ask(begun, asked)
@@ -224,6 +244,7 @@ class Session:
         """Lets the chooser learn from what is finished; called in the thread of `begin`."""
         answer = done.answer
         if done.local_ns and self._local is not None:
+            self._local_ns = done.local_ns
             self._chooser.local(self._local.id, done.local_ns)
         if answer is None:
             self._settle_alone(done)
@@ -244,7 +265,8 @@ class Session:
         )
 
     def _settle_alone(self, done: Answered) -> None:
-        if done.failure is None:
+        if done.failure is None or self._splits[done.split].is_local:
+            self._local_ns = done.edge_ns if self._splits[done.split].is_local else self._local_ns
             self._chooser.local(done.split, done.edge_ns)
         elif done.failure == "timeout":
             waited_ns = done.total_ns - done.edge_ns - done.local_ns
@@ -279,7 +301,7 @@ class Session:
     def _reserve_ns(self) -> int:
         if self._manners.fallback != LOCAL or self._local is None:
             return 0
-        return round(_RESERVE * (self._chooser.predicted_ns(self._local.id) or 0))
+        return round(_RESERVE * (self._chooser.predicted_ns(self._local.id) or self._local_ns))
 
     def _ask(self, begun: Begun, asked: Tuple[str, ...]) -> Answer:
         watch = self._watch

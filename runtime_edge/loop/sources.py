@@ -109,14 +109,20 @@ def _frames(cv2: Any, source: Any, name: str, channels: int) -> Iterator[Frame]:
 
 def _callable(text: str, channels: int, path: Path) -> Iterator[Frame]:
     made = _imported(text, path)
-    images = iter(made())
     number = 0
+    images: Optional[Iterator[Any]] = None
     while True:
         start_ns = perf_counter_ns()
         try:
+            images = iter(made()) if images is None else images
             image = next(images)
         except StopIteration:
             return
+        except Exception as error:  # the user's code, which may raise anything
+            raise UserError(
+                f'"{text}" failed with "{type(error).__name__}: {error}" at image {number}',
+                ["give an iterable of numpy arrays"],
+            ) from error
         _check(image, text, channels)
         yield Frame(f"{text}#{number}", image, {}, perf_counter_ns() - start_ns)
         number += 1

@@ -60,9 +60,12 @@ class Tally:
 
     Args:
         tasks: their names.
+        deadline_ns: of every image; ``None`` for none.
     """
 
-    def __init__(self, tasks: Sequence[str]) -> None:
+    def __init__(self, tasks: Sequence[str], deadline_ns: Optional[int] = None) -> None:
+        self._deadline_ns = deadline_ns
+        self._late = 0
         self._start_ns = self._end_ns = perf_counter_ns()
         self._tasks: Dict[str, _Task] = {task: _Task() for task in tasks}
         self._times = Histogram()
@@ -80,6 +83,7 @@ class Tally:
         """
         self._end_ns = perf_counter_ns()
         self._times.add(done.total_ns)
+        self._late += self._deadline_ns is not None and done.total_ns > self._deadline_ns
         self._splits[done.split] += 1
         self._switches += self._last not in (None, done.split)
         self._last = done.split
@@ -108,5 +112,6 @@ class Tally:
             splits=dict(self._splits),
             switches=self._switches,
             failures=dict(self._failures),
+            late=self._late,
             interrupted=interrupted,
         )

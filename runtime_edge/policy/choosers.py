@@ -56,9 +56,9 @@ class FixedSplit:
 
     def choose(self, now_ns: int, server: bool) -> Optional[Decision]:
         """See `Chooser.choose`."""
-        if server or self._local is None:
+        if server or self._local in (None, self._split):
             return Decision(self._split, None, None, "as asked for")
-        return Decision(self._local, None, None, "there is no server")
+        return None
 
     def observe(
         self, now_ns: int, split: str, sent_bytes: int, edge_ns: int, net_ns: int, queue_ns: int, server_ns: int

@@ -246,7 +246,8 @@ class DynamicSplit:
             split: id.
             edge_ns: its time.
         """
-        self._edge.observe(split, edge_ns)
+        if split in self._costs:  # else it stands in and is none to choose
+            self._edge.observe(split, edge_ns)
         self._curiosity.spent(edge_ns)
 
     def probe(self, now_ns: int, rtt_ns: int) -> None:
@@ -255,9 +256,9 @@ class DynamicSplit:
         self._curiosity.heard(rtt_ns, self.link.jitter_ns)
 
     def predicted_ns(self, split: str) -> Optional[int]:
-        """End to end time of a split now; ``None`` where it needs the link, and that is not known yet."""
-        cost = self._costs[split]
-        if not cost.is_local and self.link.rate_bps is None:
+        """End to end time of a split now; ``None`` where the link is needed and not known yet, or it is no choice."""
+        cost = self._costs.get(split)
+        if cost is None or (not cost.is_local and self.link.rate_bps is None):
             return None
         return round(self._predict(cost).ns)
 

@@ -144,7 +144,8 @@ class RunSums:
         tasks: by task.
         splits: images by split.
         switches: how often an image took another split than the one before.
-        failures: by reason.
+        failures: images that the server did not answer though it was, or should have been, asked, by reason.
+        late: images whose last answer came after the deadline; 0 without one.
         interrupted: whether a signal ended the run.
     """
 
@@ -157,4 +158,5 @@ class RunSums:
     splits: Dict[str, int]
     switches: int
     failures: Dict[str, int]
+    late: int
     interrupted: bool

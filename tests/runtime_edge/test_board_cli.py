@@ -125,6 +125,7 @@ def test_bench_writes_records(
 
 def test_refusals(pyz: Path, tiny_bundle: Path, tiny_samples: Path, tmp_path: Path, local: str) -> None:
     bench = ["bench", "--bundle", tiny_bundle, "--data", tiny_samples, "--out", tmp_path / "runs.jsonl"]
+    run_ = ["run", "--bundle", tiny_bundle, "--data", tiny_samples]
     cases: list[tuple[list[Any], str]] = [
         ([], "error: the following arguments are required: VERB"),
         (["fly"], "invalid choice: 'fly'"),
@@ -138,6 +139,21 @@ def test_refusals(pyz: Path, tiny_bundle: Path, tiny_samples: Path, tmp_path: Pa
         ([*bench, "--server", "here"], '"here" is not an address of a server'),
         (["selfcheck", "--bundle", tmp_path], "is not a bundle"),
         (["run", "--bundle", tiny_bundle, "--data", tmp_path / "no.npz", "--split", local], "no images at"),
+        (
+            [*run_, "--split", "s03", "--coding", "jpeg", "--server", "http://127.0.0.1:9"],
+            'the coding "jpeg" is for images',
+        ),
+        ([*run_, "--split", "s03"], f"needs no server: {local}"),
+        ([*run_, "--split", local, "--among", "s00"], "--among is of --split auto"),
+        ([*run_, "--split", local, "--deadline", "0"], '--deadline is "0"'),
+        ([*run_, "--split", local, "--rate", "-1"], '--rate is "-1"'),
+        ([*run_, "--split", local, "--cpus", "0,4711"], 'cannot run on the processors "0,4711"'),
+        ([*run_, "--split", local, "--joules", "2"], "--joules needs to know the energy"),
+        ([*run_, "--split", local, "--stream", "--out", tmp_path / "out"], "--stream prints"),
+        (
+            [*run_, "--split", "s03", "--server", "http://127.0.0.1:9", "--token-file", tmp_path / "no"],
+            "holds no token",
+        ),
     ]
     for arguments, words in cases:
         done = run(pyz, *arguments)

@@ -19,6 +19,7 @@ from runtime_edge.loop.session import Answered, Manners, TaskAnswer
 from runtime_edge.loop.sources import Frame
 from runtime_edge.policy.dynamic_split import DynamicSplit, Objective, SplitCost
 from splitboard.contract.bundle import Bundle, load_bundle
+from splitboard.contract.errors import UserError
 from splitboard.contract.samples import load_samples
 
 
@@ -104,7 +105,7 @@ def test_the_deadline_is_kept_when_the_server_hangs(
         free.set()
 
 
-@pytest.mark.parametrize("fallback", ["local", "unavailable", "exit"])
+@pytest.mark.parametrize("fallback", ["local", "unavailable"])
 def test_the_server_goes_and_comes_back(
     tiny_bundle: Path, server: Running, images: NDArray[np.uint8], expected: References, fallback: str
 ) -> None:
@@ -155,7 +156,7 @@ def test_local_only_needs_no_server(tiny_bundle: Path, images: NDArray[np.uint8]
         one.watch.lost("unreachable")
         for i, image in enumerate(images[:3]):
             done = one.answer(image)
-            assert (done.split, done.reason, done.failure) == ("s09", "there is no server", None)
+            assert (done.split, done.reason, done.failure) == ("s09", "there is no server", "unreachable")
             expected.check(i, done)
 
 
@@ -179,6 +180,41 @@ def test_the_policy_uses_the_link_and_answers_stay_right(
     for i, what in enumerate(done):
         expected.check(i, what)
     assert chooser.link.rate_bps is not None
+
+
+@pytest.mark.parametrize("fallback", ["local", "unavailable"])
+def test_a_policy_without_a_local_split_goes_on_without_a_server(
+    tiny_bundle: Path,
+    bundle: Bundle,
+    server: Running,
+    images: NDArray[np.uint8],
+    expected: References,
+    fallback: str,
+) -> None:
+    """Local only is no choice here: it stands in where that is asked for, and else nothing does."""
+    costs = [SplitCost(one, 1e6, bundle.split(one).payload_bytes, 1e5) for one in ("s00", "s03")]
+    manners, chooser = Manners(fallback=fallback), DynamicSplit(costs, Objective())
+    with edge(tiny_bundle, server.url, "s00", manners, chooser=chooser, splits=("s03",)) as one:
+        found = [one.answer(image) for image in images[:5]]
+        one.watch.lost("closed")
+        found.append(one.answer(images[5]))
+        assert wait_until(lambda: one.watch.available)
+        found.append(one.answer(images[6]))
+    for number, done in enumerate(found):
+        expected.check(number, done)
+    by = [{answer.by for answer in done.tasks.values()} for done in found]
+    stands_in = {"local"} if fallback == "local" else {"unavailable"}
+    assert by == [{"server"}] * 5 + [stands_in, {"server"}]
+    assert found[5].failure == "closed"
+    assert {done.split for done in (*found[:5], found[6])} <= {"s00", "s03"}
+
+
+def test_exits_stand_in_only_where_there_are_some(tiny_bundle: Path, server: Running) -> None:
+    with (
+        pytest.raises(UserError, match="no split that may run has an early exit"),
+        edge(tiny_bundle, server.url, "s03", Manners(fallback="exit")),
+    ):
+        pass
 
 
 def test_tasks_are_told_as_soon_as_they_are_answered(

@@ -70,6 +70,14 @@ def test_a_callable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = list(open_source("camera_of_mine:frames", 1, tmp_path))
     assert [frame.image.shape for frame in found] == [(4, 6, 1), (5, 6, 1)]
     assert [frame.name for frame in found] == ["camera_of_mine:frames#0", "camera_of_mine:frames#1"]
+    with (tmp_path / "camera_of_mine" / "__init__.py").open("a") as file:
+        file.write("def none():\n    return None\ndef breaks():\n    yield np.zeros((4, 6, 1), np.uint8)\n")
+        file.write("    raise RuntimeError('unplugged')\n")
+    __import__("importlib").reload(__import__("camera_of_mine"))
+    with pytest.raises(UserError, match=r'failed with "TypeError: .*" at image 0'):
+        list(open_source("camera_of_mine:none", 1, tmp_path))
+    with pytest.raises(UserError, match='failed with "RuntimeError: unplugged" at image 1'):
+        list(open_source("camera_of_mine:breaks", 1, tmp_path))
     with pytest.raises(UserError, match='has no callable "other"'):
         list(open_source("camera_of_mine:other", 1, tmp_path))
     with pytest.raises(UserError, match=r'gave "uint8 \[4, 6, 1\]"'):

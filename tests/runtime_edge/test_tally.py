@@ -44,6 +44,10 @@ def test_who_answered_what_and_how_well() -> None:
     sums = tally.sums(interrupted=False)
     assert (sums.n, sums.splits, sums.switches) == (4, {"s01": 3, "s09": 1}, 2)
     assert sums.failures == {"timeout": 1, "closed": 1}
+    assert sums.late == 0
+    late = Tally(["a", "b"], deadline_ns=999_999)
+    late.add(done(0, "s01", none, none), {})
+    assert late.sums(interrupted=True).late == 1
     a, b = sums.tasks["a"], sums.tasks["b"]
     assert (a.answers, a.exit_rate, a.n_labelled) == ({"exit": 3, "local": 1}, 0.75, 3)
     assert a.accuracy == pytest.approx(2 / 3)
