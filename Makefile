@@ -38,7 +38,7 @@ triton: .venv-triton/.installed
 
 .venv-triton/.installed: constraints.txt
 	$(PYTHON) -m venv .venv-triton
-	.venv-triton/bin/python -m pip install --quiet --disable-pip-version-check nvidia-pytriton==0.7.0 "tritonclient[grpc,http]==2.73.0" onnxruntime==$$(sed -n 's/^onnxruntime==//p' constraints.txt)
+	.venv-triton/bin/python -m pip install --quiet --disable-pip-version-check nvidia-pytriton==0.7.0 "tritonclient[grpc,http]==2.73.0" onnxruntime==$$(sed -n 's/^onnxruntime==\([^;]*\).*/\1/p' constraints.txt)
 	@touch $@
 
 clean:

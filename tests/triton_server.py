@@ -56,8 +56,11 @@ class Triton:
 
 def find_triton_python() -> Path | None:
     """The interpreter of Triton's environment, if there is one."""
-    python = Path(os.environ.get(VARIABLE, Path(__file__).parents[1] / ".venv-triton" / "bin" / "python"))
-    return python if python.is_file() else None
+    if VARIABLE in os.environ:
+        return Path(os.environ[VARIABLE])
+    environment = Path(__file__).parents[1] / ".venv-triton"
+    # The stamp is there only when everything was installed.
+    return environment / "bin" / "python" if (environment / ".installed").is_file() else None
 
 
 def triton_python() -> Path:
