@@ -26,7 +26,7 @@ from runtime_edge.pipeline import Pipeline
 from splitboard.cli.main import run
 from splitboard.contract.bundle import Bundle, bundle_sha256, load_bundle, write_manifest
 from splitboard.contract.errors import EXIT_USER_ERROR
-from splitboard.contract.interface import interface
+from splitboard.contract.interface import Interface, interface
 from splitboard.contract.samples import load_samples
 
 
@@ -212,10 +212,21 @@ def test_the_queue_of_triton_is_bounded(triton: Triton, tiny_bundle: Path) -> No
     to = interface(bundle, bundle_sha256(tiny_bundle), bundle.splits[0])
     inputs = tensors_of(bundle)["s00"]
     outcomes: Counter[str] = Counter()
+    for _ in range(5):  # on a busy machine the requests may come so slowly that the queue never fills
+        outcomes += all_at_once(triton.url, to, inputs)
+        if outcomes["overloaded"]:
+            break
+    assert outcomes.keys() == {"answered", "overloaded"}
+    assert outcomes["answered"] >= 64
+
+
+def all_at_once(url: str, to: Interface, inputs: dict[str, Any]) -> Counter[str]:
+    """What became of 200 requests."""
+    outcomes: Counter[str] = Counter()
     together = threading.Barrier(200)
 
     def go() -> None:
-        with Link(triton.url) as link:
+        with Link(url) as link:
             link.ping(10)
             together.wait(30)
             try:
@@ -229,5 +240,4 @@ def test_the_queue_of_triton_is_bounded(triton: Triton, tiny_bundle: Path) -> No
         thread.start()
     for thread in threads:
         thread.join()
-    assert outcomes.keys() == {"answered", "overloaded"}
-    assert outcomes["answered"] >= 64
+    return outcomes
