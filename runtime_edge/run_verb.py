@@ -123,6 +123,11 @@ def run_verb(options: argparse.Namespace, arguments: Tuple[str, ...]) -> int:
         notice = _Notice()
 
         def emit(frame: Frame, done: Answered) -> None:
+            if options.split == AUTO and done.answer is not None and done.answer.server is None:
+                raise UserError(
+                    f'the server at "{options.server}" sends no Server-Timing, which --split auto needs',
+                    ["--split ID", "splitboard serve BUNDLE"],
+                )
             tally.add(done, frame.labels)
             notice.tell(done)
             sink.image(answered_image(bundle, frame, done, chooser.link))
