@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from network.fault_proxy import fault_proxy
 from serving import Running
 
 from boards.zipapp import build_zipapp
@@ -207,3 +208,15 @@ def test_the_bar_is_for_terminals_only(
     os.close(master)
     assert process.wait(60) == 0
     assert b"\rlatency [####################] 24/24\r\n" in shown
+
+
+def test_auto_needs_a_server_that_tells_its_times(
+    pyz: Path, tiny_bundle: Path, tiny_samples: Path, server: Running
+) -> None:
+    """As Triton does not."""
+    data = ("--bundle", tiny_bundle, "--data", tiny_samples, "--limit", 3, "--among", "s00,s03")
+    with fault_proxy(server.port) as proxy:
+        proxy.down = lambda answer: answer.replace(b"Server-Timing", b"X-erver-Timing")
+        done = run(pyz, "run", *data, "--split", "auto", "--server", proxy.url)
+    assert done.returncode == 3
+    assert "sends no Server-Timing, which --split auto needs" in done.stderr
