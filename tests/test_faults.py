@@ -300,7 +300,7 @@ def test_overloaded_is_told_from_gone(tiny_bundle: Path, images: NDArray[np.uint
                 for number in range(20):
                     what = one.answer(images[number])
                     done.append((number, what))
-                    if what.failure is not None:
+                    if what.failure is not None and what.split == "s00":  # asked, not left alone for a while
                         refused.append(what)
 
         boards = [threading.Thread(target=board) for _ in range(8)]

@@ -216,7 +216,8 @@ def test_the_queue_of_triton_is_bounded(triton: Triton, tiny_bundle: Path) -> No
         outcomes += all_at_once(triton.url, to, inputs)
         if outcomes["overloaded"]:
             break
-    assert outcomes.keys() == {"answered", "overloaded"}
+    assert outcomes.keys() <= {"answered", "overloaded", "timeout"}  # a busy machine may take longer than 10 s
+    assert outcomes["overloaded"] > 0
     assert outcomes["answered"] >= 64
 
 
