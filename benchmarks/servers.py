@@ -12,9 +12,9 @@ from pathlib import Path
 _ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(_ROOT), str(_ROOT / "tests")]  # the root first: tests/runtime_server is no package
 
-from triton_server import Triton, running_triton  # noqa: E402
+from triton_server import Triton, running_triton  # noqa: E402 - behind the line that makes the tests importable
 
-from runtime_server.triton import Backend, write_repository  # noqa: E402
+from runtime_server.triton import Backend, write_repository  # noqa: E402 - behind the line that makes the tests importable
 
 _GRPC = """
 import asyncio, sys

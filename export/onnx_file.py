@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnx.inliner
 import onnxruntime as ort
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto, ValueInfoProto, external_data_helper, helper
 
 from export.checks import check_ends, check_finite, check_operators

@@ -190,7 +190,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client has come."""
-        self._transport = transport  # type: ignore[assignment]
+        self._transport = transport  # type: ignore[assignment]  # of a stream server it is one
         self._shared.open.add(self)
         self._wait(self._limits.head_s)
         if len(self._shared.open) > self._limits.connections:

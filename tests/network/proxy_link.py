@@ -90,17 +90,17 @@ async def main(queue_bytes: int) -> None:
 
     commands = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
-    print("ready", flush=True)  # noqa: T201
+    print("ready", flush=True)
     while line := await commands.readline():
         command = json.loads(line)
         if "forward" in command:
             target = int(command["forward"])
             server = await asyncio.start_server(lambda r, w, to=target: connect(to, r, w), HOST, 0)
-            print(server.sockets[0].getsockname()[1], flush=True)  # noqa: T201
+            print(server.sockets[0].getsockname()[1], flush=True)
         else:
             for way in (up, down):
                 way.play(line.decode())
-            print("playing", flush=True)  # noqa: T201
+            print("playing", flush=True)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import time
 def serve(host: str) -> None:
     """Answers, on TCP: 8 bytes that say how many follow and how many are wanted, those, then as many back."""
     with socket.create_server((host, 0)) as listening:
-        print(listening.getsockname()[1], flush=True)  # noqa: T201
+        print(listening.getsockname()[1], flush=True)
         while True:
             connection, _ = listening.accept()
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -40,7 +40,7 @@ def ask(host: str, port: int) -> None:
                 connection.sendall(message)
                 incoming.read(n_reply)
                 times.append(time.perf_counter_ns() - start)
-            print(json.dumps(times), flush=True)  # noqa: T201
+            print(json.dumps(times), flush=True)
 
 
 def count(host: str) -> None:
@@ -48,11 +48,11 @@ def count(host: str) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiving:
         receiving.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         receiving.bind((host, 0))
-        print(receiving.getsockname()[1], flush=True)  # noqa: T201
+        print(receiving.getsockname()[1], flush=True)
         times = []
         while receiving.recv(2048) != b"end":
             times.append(time.perf_counter())
-        print(json.dumps([len(times), times[-1] - times[0]]), flush=True)  # noqa: T201
+        print(json.dumps([len(times), times[-1] - times[0]]), flush=True)
 
 
 def flood(host: str, port: int, count: int, size: int, interval_s: float) -> None:

@@ -93,7 +93,7 @@ def forward(devices: tuple[int, int], queue_bytes: int) -> None:
             trace, now_s = from_json(line), time.monotonic()
             for way in ways.values():
                 way.play(trace, now_s)
-            print("playing", flush=True)  # noqa: T201
+            print("playing", flush=True)
         for device, way in ways.items():
             for packet in way.ready(time.monotonic()):
                 _write(other[device], packet)
@@ -124,10 +124,10 @@ def main(queue_bytes: int) -> None:
     near, far = names(os.getpid())
     try:
         devices = open_device(near, NEAR_ADDRESS), open_device(far, FAR_ADDRESS)
-        print("ready", flush=True)  # noqa: T201
+        print("ready", flush=True)
         forward(devices, queue_bytes)
     except (OSError, RuntimeError) as error:
-        print(error, flush=True)  # noqa: T201
+        print(error, flush=True)
         sys.exit(1)
     finally:
         for name in (near, far):
