@@ -19,7 +19,7 @@ class Chooser(Protocol):
     link: LinkEstimate
 
     def choose(self, now_ns: int, server: bool) -> Optional[Decision]:
-        """The split to run next; ``None`` where there is no server and no local split."""
+        """The split to run next; ``None`` where no choice does without the server that is away: another stands in."""
 
     def observe(
         self, now_ns: int, split: str, sent_bytes: int, edge_ns: int, net_ns: int, queue_ns: int, server_ns: int
@@ -41,11 +41,12 @@ class Chooser(Protocol):
 
 
 class FixedSplit:
-    """The split that the user named, and the local one while there is no server.
+    """The split that the user named; no choice while there is no server and the local split stands in.
 
     Args:
         split: id.
-        local: id of the split that stands in, with its time in ns; ``None`` where none does.
+        local: id of the split that stands in; ``None`` where none does, and the named one is run without a server too.
+        local_ns: what that takes, in ns.
     """
 
     def __init__(self, split: str, local: Optional[str], local_ns: float) -> None:
