@@ -12,8 +12,8 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -56,11 +56,7 @@ Soon = Callable[[Callable[[], None]], object]
 
 
 class Exchange(Protocol):
-    """A request whose head was accepted."""
-
-    @property
-    def max_body_bytes(self) -> int:
-        """No body of a valid request is larger."""
+    """A request on its way."""
 
     def finish(self, body: memoryview, respond: Respond, soon: Soon) -> Response | None:
         """Takes the body.
@@ -78,18 +74,42 @@ class Exchange(Protocol):
         """The client went away while its answer was awaited."""
 
 
+class Accepted(Protocol):
+    """A head that may come, once or many times."""
+
+    @property
+    def max_body_bytes(self) -> int:
+        """No body of a valid request is larger."""
+
+    def begin(self, came_ns: int) -> Exchange:
+        """A request with this head has begun.
+
+        Args:
+            came_ns: `time.perf_counter_ns` when the head had come.
+
+        Raises:
+            WireError: not now.
+        """
+
+
 class Application(Protocol):
     """What is served."""
 
-    def begin(self, head: Head) -> Exchange:
+    def accept(self, head: Head) -> Accepted:
         """Looks at a head.
 
         Raises:
-            WireError: the request is refused before its body is read.
+            WireError: requests with it are refused before their body is read.
         """
 
-    def refusal(self, error: WireError, head: Head | None) -> Response:
-        """Counts and answers a request that is refused before it has come as a whole; its head may be unreadable."""
+    def refusal(self, error: WireError, head: Head | None, came_ns: int) -> Response:
+        """Counts and answers a request that is refused before it has come as a whole.
+
+        Args:
+            error: why.
+            head: ``None`` where it could not be read.
+            came_ns: when it had come.
+        """
 
 
 @dataclass(eq=False)
@@ -140,10 +160,16 @@ class _State(enum.Enum):
     REFUSED = "answered before the request had ended; what still comes is dropped"
 
 
+class _Usual(NamedTuple):
+    """The last head of a connection: most clients send the same again and again."""
+
+    text: bytes
+    head: Head
+    accepted: Accepted
+
+
 class _Nobody:
     """The exchange of a connection that has none."""
-
-    max_body_bytes = 0
 
     def finish(self, body: memoryview, respond: Respond, soon: Soon) -> None:
         """Never called."""
@@ -170,10 +196,10 @@ class Connection(asyncio.BufferedProtocol):
         self._state = _State.HEAD
         self._ahead = b""  # has come and was not looked at, or is the beginning of a head
         self._head_began = False
-        self._usual = b""  # the text of the last head: most clients send the same again and again
-        self._usual_head: Head | None = None
+        self._usual: _Usual | None = None
         self._body, self._n_received = _NOTHING, 0
         self._head: Head | None = None
+        self._came_ns = 0
         self._exchange: Exchange = _NOBODY
         self._blocked = False  # the client does not take its answer
         self.expires_s = math.inf
@@ -253,17 +279,20 @@ class Connection(asyncio.BufferedProtocol):
     def _consume(self, data: memoryview) -> None:
         """Takes as many requests as have come; what is left waits for more of it, or for its turn."""
         self._ahead = b""
-        while data and self._state is _State.HEAD and not self._blocked:
-            start = bytes(data[: self._limits.head_bytes])
-            end = start.find(HEAD_END) + len(HEAD_END)
-            try:
-                if end < len(HEAD_END):
-                    self._await_head(start)
-                    break
-                data = self._begin(start[:end], data[end:])
-            except WireError as error:
-                self._refuse(error)
-                return
+        try:
+            while data and self._state is _State.HEAD and not self._blocked:
+                usual = self._usual
+                if usual is None or bytes(data[: len(usual.text)]) != usual.text:
+                    start = bytes(data[: self._limits.head_bytes])
+                    end = start.find(HEAD_END) + len(HEAD_END)
+                    if end < len(HEAD_END):
+                        self._await_head(start)
+                        break
+                    usual = self._accept(start[:end])
+                data = self._begin(usual, data[len(usual.text) :])
+        except WireError as error:
+            self._refuse(error)
+            return
         self._ahead = bytes(data)
 
     def _await_head(self, start: bytes) -> None:
@@ -275,17 +304,25 @@ class Connection(asyncio.BufferedProtocol):
             self._head_began = True
             self._wait(self._limits.head_s)
 
-    def _begin(self, text: bytes, data: memoryview) -> memoryview:
-        """Looks at a head and takes what is there of its body; returns what follows that."""
-        self._head_began, self._head = False, None
-        head = self._head = self._parsed(text)
+    def _accept(self, text: bytes) -> _Usual:
+        """Looks at a head that is not the last one's."""
+        self._head, self._came_ns = None, time.perf_counter_ns()
+        head = self._head = parse_head(text)
         n_bytes = head.body_bytes
-        exchange = self._shared.application.begin(head)
-        if n_bytes > exchange.max_body_bytes:
+        accepted = self._shared.application.accept(head)
+        if n_bytes > accepted.max_body_bytes:
             raise WireError(
-                Reason.TOO_LARGE, f"at most {exchange.max_body_bytes} bytes per request are taken, found {n_bytes}"
+                Reason.TOO_LARGE, f"at most {accepted.max_body_bytes} bytes per request are taken, found {n_bytes}"
             )
-        self._exchange = exchange
+        self._usual = _Usual(text, head, accepted)
+        return self._usual
+
+    def _begin(self, usual: _Usual, data: memoryview) -> memoryview:
+        """Takes what is there of a request's body; returns what follows that."""
+        head = self._head = usual.head
+        self._head_began, self._came_ns = False, time.perf_counter_ns()
+        self._exchange = usual.accepted.begin(self._came_ns)
+        n_bytes = head.body_bytes
         # Not a bytearray, which would write zeros: memory that nothing is written to costs nothing.
         self._body = np.empty(n_bytes, np.uint8).data
         n_here = self._n_received = min(len(data), n_bytes)
@@ -299,13 +336,6 @@ class Connection(asyncio.BufferedProtocol):
             self._shared.arriving_bytes += n_here
             self._wait(self._limits.body_s + n_bytes / self._limits.slowest_bytes_per_s)
         return data[n_here:]
-
-    def _parsed(self, text: bytes) -> Head:
-        if self._usual_head is None or text != self._usual:
-            self._usual_head = parse_head(text)
-            self._usual = text
-            return self._usual_head
-        return replace(self._usual_head, came_ns=time.perf_counter_ns())
 
     def _body_came(self, n_bytes: int) -> None:
         self._n_received += n_bytes
@@ -327,9 +357,16 @@ class Connection(asyncio.BufferedProtocol):
         body, self._body = self._body, _NOTHING
         self._state = _State.ANSWER
         self.expires_s = math.inf
-        response = self._exchange.finish(body, self._respond_from_any_thread, self._shared.loop.call_soon)
+        response = self._exchange.finish(body, self._respond_from_any_thread, self._soon)
         if response is not None:
             self._write(response)
+
+    def _soon(self, function: Callable[[], None]) -> None:
+        """Calls it when the other connections have been looked at too; where there are none, that is now."""
+        if len(self._shared.open) == 1:
+            function()
+        else:
+            self._shared.loop.call_soon(function)
 
     def _respond_from_any_thread(self, response: Response) -> None:
         if threading.get_ident() == self._shared.thread:
@@ -370,7 +407,7 @@ class Connection(asyncio.BufferedProtocol):
         self._body = _NOTHING
         self._exchange.abandon()
         self._exchange = _NOBODY
-        response = self._shared.application.refusal(error, self._head)
+        response = self._shared.application.refusal(error, self._head, self._came_ns)
         method = self._head.method if self._head is not None else ""
         self._transport.write(encode_response(response, method, keep_alive=False))
         self._linger()

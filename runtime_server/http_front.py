@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote
 
 from runtime_server import documents, prometheus
 from runtime_server.access import Token
-from runtime_server.http_connection import Exchange, Respond, Soon
+from runtime_server.http_connection import Accepted, Exchange, Respond, Soon
 from runtime_server.http_message import Head, Response, json_response
 from runtime_server.models import Model
 from runtime_server.service import NO_MODEL, VERSION, Answer, Service, Ticket
@@ -27,7 +27,8 @@ from splitboard.contract.wire import (
 )
 from splitboard.contract.zstd import CODING, Zstd, find_zstd
 
-_LENGTH_NAME = HEADER_LENGTH.lower().encode()
+_LENGTH_HEADER = HEADER_LENGTH.encode()
+_LENGTH_NAME = _LENGTH_HEADER.lower()
 _OPEN_TO_ALL = ("/v2/health/live", "/v2/health/ready")
 """Health may be asked for without a token."""
 
@@ -67,11 +68,11 @@ class HttpFront:
         self._zstd = find_zstd()
         self._routes = _routes(service)
 
-    def begin(self, head: Head) -> Exchange:
-        """Finds the endpoint and refuses what it does not take, before the body is read.
+    def accept(self, head: Head) -> Accepted:
+        """Finds the endpoint and refuses what it does not take.
 
         Raises:
-            WireError: not found, another method, no or the wrong token, draining, or an encoding that is unknown.
+            WireError: not found, another method, no or the wrong token, or an encoding that is unknown.
         """
         path, route = self._find(head)
         if self._token is not None and path not in _OPEN_TO_ALL:
@@ -82,14 +83,13 @@ class HttpFront:
             raise WireError(Reason.METHOD, f"{path[:80]} takes {route.method}, found {head.method[:20]}")
         if isinstance(route, Page):
             return _PageExchange(route, self)
-        self._service.require_open()
-        return _InferExchange(self._service, self, route.model, head, self._decompressor(head))
+        return _InferRequest(self._service, self, route.model, head, self._decompressor(head))
 
-    def refusal(self, error: WireError, head: Head | None) -> Response:
+    def refusal(self, error: WireError, head: Head | None, came_ns: int) -> Response:
         """Counts a refusal and says it."""
         route = self._find(head)[1] if head is not None else None
         model = route.model.interface.model if isinstance(route, Infer) else NO_MODEL
-        waited_ns = time.perf_counter_ns() - head.came_ns if head is not None else 0
+        waited_ns = time.perf_counter_ns() - came_ns if head is not None else 0
         self._service.refused(error, model, waited_ns)
         headers = b""
         if error.reason is Reason.METHOD and route is not None:
@@ -171,54 +171,77 @@ def _index(service: Service, body: memoryview) -> Response:
 
 @dataclass(frozen=True)
 class _PageExchange:
+    """A request for a page; it keeps nothing, so it is the exchange of all of them."""
+
     page: Page
     front: HttpFront
     max_body_bytes: int = MAX_HEADER_BYTES
+
+    def begin(self, _came_ns: int) -> Exchange:
+        return self
 
     def finish(self, body: memoryview, _respond: Respond, _soon: Soon) -> Response:
         try:
             return self.page.make(body)
         except WireError as error:
-            return self.front.refusal(error, None)
+            return self.front.refusal(error, None, 0)
 
     def abandon(self) -> None:
         pass
 
 
-class _InferExchange:
-    """One inference on its way through the service."""
+class _InferRequest:
+    """A request for an inference, whose head is known."""
 
     def __init__(self, service: Service, front: HttpFront, model: Model, head: Head, zstd: Zstd | None) -> None:
         self.max_body_bytes = model.interface.max_request_bytes
-        self._service, self._front, self._model, self._head, self._zstd = service, front, model, head, zstd
+        self.service, self.front, self.model, self.head = service, front, model, head
+        self._header_length = head.text(_LENGTH_NAME)
+        self._zstd = zstd
+
+    def begin(self, came_ns: int) -> Exchange:
+        """Raises `WireError` where the server is draining."""
+        self.service.require_open()
+        return _InferExchange(self, came_ns)
+
+    def read(self, body: memoryview) -> Request:
+        """Checks the body."""
+        plain = body if self._zstd is None else self._zstd.decompress(body, self.max_body_bytes)
+        return self.model.form.decode_request(plain, self._header_length)
+
+
+class _InferExchange:
+    """One inference on its way through the service."""
+
+    def __init__(self, of: _InferRequest, came_ns: int) -> None:
+        self._of = of
+        self._came_ns = came_ns
         self._ticket: Ticket | None = None
 
     def finish(self, body: memoryview, respond: Respond, soon: Soon) -> Response | None:
-        done = partial(self._done, respond)
-        self._ticket = Ticket(self._model, partial(self._read, body), time.perf_counter_ns(), self._head.came_ns, done)
+        of = self._of
+        self._ticket = Ticket(
+            of.model, partial(of.read, body), time.perf_counter_ns(), self._came_ns, partial(self._done, respond)
+        )
         try:
-            self._service.submit(self._ticket, soon)
+            of.service.submit(self._ticket, soon)
         except WireError as error:
-            return self._front.refusal(error, self._head)
+            return of.front.refusal(error, of.head, self._came_ns)
         return None
 
     def abandon(self) -> None:
         if self._ticket is not None:
-            self._service.withdraw(self._ticket)
-
-    def _read(self, body: memoryview) -> Request:
-        to = self._model.interface
-        plain = body if self._zstd is None else self._zstd.decompress(body, to.max_request_bytes)
-        return self._model.form.decode_request(plain, self._head.text(_LENGTH_NAME))
+            self._of.service.withdraw(self._ticket)
 
     def _done(self, respond: Respond, result: Answer | WireError) -> None:
-        """Runs in a compute thread."""
+        """Runs where it was computed."""
         if isinstance(result, WireError):
-            respond(self._front.refusal(result, self._head))
+            respond(self._of.front.refusal(result, self._of.head, self._came_ns))
             return
-        reply = self._model.form.encode_reply(result.outputs, result.request)
-        headers = (
-            f"Content-Type: application/octet-stream\r\n{HEADER_LENGTH}: {len(reply.header)}\r\n"
-            f"Server-Timing: {format_server_timing(result.timing)}\r\n"
+        reply = self._of.model.form.encode_reply(result.outputs, result.request)
+        headers = b"Content-Type: application/octet-stream\r\n%b: %d\r\nServer-Timing: %b\r\n" % (
+            _LENGTH_HEADER,
+            len(reply.header),
+            format_server_timing(result.timing).encode("ascii"),
         )
-        respond(Response(200, headers.encode("ascii"), [reply.header, *reply.tensors]))
+        respond(Response(200, headers, [reply.header, *reply.tensors]))

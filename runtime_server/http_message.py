@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from http import HTTPStatus
 
 import httptools
@@ -29,21 +29,19 @@ class Head:
         target: as sent.
         headers: by name in lower case; what came twice is joined with a comma.
         keep_alive: whether the client wants to go on with the connection.
-        came_ns: `time.perf_counter_ns` when it had come.
     """
 
     method: str
     target: bytes
     headers: dict[bytes, bytes]
     keep_alive: bool
-    came_ns: int
 
     def text(self, name: bytes) -> str | None:
         """A header's value."""
         value = self.headers.get(name)
         return None if value is None else value.decode("latin-1")
 
-    @property
+    @cached_property
     def body_bytes(self) -> int:
         """How long the body is.
 
@@ -55,7 +53,7 @@ class Head:
         declared = self.text(b"content-length")
         return 0 if declared is None else parse_length(declared, "Content-Length")
 
-    @property
+    @cached_property
     def waits_for_consent(self) -> bool:
         """Whether the client sends the body only after it was told to."""
         return self.headers.get(b"expect", b"").lower() == b"100-continue"
@@ -108,7 +106,7 @@ def parse_head(text: bytes) -> Head:
     if parser.get_http_version() not in ("1.0", "1.1"):
         raise WireError(Reason.MALFORMED, f"HTTP/{parser.get_http_version()} is not spoken here")
     method = parser.get_method().decode("ascii")
-    return Head(method, reader.target, reader.headers, parser.should_keep_alive(), time.perf_counter_ns())
+    return Head(method, reader.target, reader.headers, parser.should_keep_alive())
 
 
 def json_response(status: int, value: object, headers: bytes = b"") -> Response:

@@ -21,8 +21,14 @@ from splitboard.contract.wire import HEADER_LENGTH, Buffer, parse_length
 MAX_HEAD_BYTES = 1 << 14
 MAX_REFUSAL_BYTES = 1 << 16
 _END = b"\r\n\r\n"
-_STATUS = re.compile(r"HTTP/1\.1 ([1-5][0-9]{2})(?: [\x20-\x7e]*)?", re.ASCII)
-_HEADERS = re.compile(r"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e]*\r\n)*", re.ASCII)
+_STATUS = re.compile(r"HTTP/1\.1 ([1-5][0-9]{2})(?: [\x20-\x7e]*)?\r\n", re.ASCII)
+_HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t\x20-\x7e]*)\r\n", re.ASCII)
+_USUAL = re.compile(
+    rb"HTTP/1\.1 200 OK\r\nContent-Type: application/octet-stream\r\n%b: ([0-9]{1,12})\r\n"
+    rb"Server-Timing: ([ -~]{1,200})\r\nContent-Length: ([0-9]{1,12})\r\n\r\n" % HEADER_LENGTH.encode("ascii")
+)
+"""A head of our server's answers, known as a whole in a third of the time that reading it takes."""
+
 _ONCE = ("content-length", HEADER_LENGTH.lower(), "server-timing")
 _LEAST_TIMEOUT_S = 1e-4
 """What is past its deadline still gets one look; 0 would make the socket non-blocking."""
@@ -107,12 +113,12 @@ class Connection:
             self._socket.close()
             self._socket = None
 
-    def exchange(self, head: str, body: Sequence[Buffer], most_bytes: int, timeout_s: float) -> Reply:
+    def exchange(self, head: bytes, body: Sequence[Buffer], most_bytes: int, timeout_s: float) -> Reply:
         """Sends one request and waits for its reply.
 
         Args:
-            head: request line and headers, without the empty line.
-            body: its pieces.
+            head: request line and headers, with the empty line.
+            body: its pieces, bytes.
             most_bytes: that a reply's body can have.
             timeout_s: for all of it, connecting included.
 
@@ -123,7 +129,7 @@ class Connection:
         n_bytes = MAX_HEAD_BYTES + max(most_bytes, MAX_REFUSAL_BYTES)
         if len(self._view) < n_bytes:
             self._view = memoryview(bytearray(n_bytes))
-        pieces = [memoryview(f"{head}\r\n".encode("ascii")), *(memoryview(piece) for piece in body)]
+        pieces = (head, *body)
         try:
             try:
                 found, text = self._exchange(pieces, deadline_ns)
@@ -151,7 +157,7 @@ class Connection:
             self.close()
         return Reply(found.status, found.headers, text)
 
-    def _exchange(self, pieces: Sequence[memoryview], deadline_ns: int) -> Tuple[_Head, memoryview]:
+    def _exchange(self, pieces: Sequence[Buffer], deadline_ns: int) -> Tuple[_Head, memoryview]:
         kept = self._socket is not None
         connection = self._connect(deadline_ns)
         n_received = self._send_and_receive_first(connection, pieces, deadline_ns)
@@ -184,7 +190,8 @@ class Connection:
         return self._socket
 
     def _open(self, deadline_ns: int) -> socket.socket:
-        made = socket.create_connection((self._host, self._port), _left_s(deadline_ns))
+        left_s = max((deadline_ns - perf_counter_ns()) / 1e9, _LEAST_TIMEOUT_S)
+        made = socket.create_connection((self._host, self._port), left_s)
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._tls is None:
             return made
@@ -194,22 +201,22 @@ class Connection:
             made.close()
             raise
 
-    def _send_and_receive_first(self, connection: socket.socket, pieces: Sequence[memoryview], deadline_ns: int) -> int:
+    def _send_and_receive_first(self, connection: socket.socket, pieces: Sequence[Buffer], deadline_ns: int) -> int:
         """Bytes of the reply that came first; 0 where the connection was closed instead."""
         try:
-            connection.settimeout(_left_s(deadline_ns))
+            _limit(connection, deadline_ns)
             if isinstance(connection, ssl.SSLSocket):
                 connection.sendall(b"".join(pieces))  # one run of records; TLS has no sendmsg
             else:
                 send_all(connection, pieces)
-            connection.settimeout(_left_s(deadline_ns))
+            _limit(connection, deadline_ns)
             return connection.recv_into(self._view)
         except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
             return 0
 
     def _receive(self, connection: socket.socket, start: int, deadline_ns: int) -> int:
         try:
-            connection.settimeout(_left_s(deadline_ns))
+            _limit(connection, deadline_ns)
             n_received = connection.recv_into(self._view[start:])
         except (ConnectionResetError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
             n_received = 0
@@ -234,19 +241,27 @@ class Connection:
         return head, self._view[head.n_bytes : end]
 
 
-def send_all(connection: socket.socket, pieces: Sequence[memoryview]) -> None:
+def send_all(connection: socket.socket, pieces: Sequence[Buffer]) -> None:
     """Sends pieces as if they were one, with as few system calls as the kernel's buffer allows."""
-    left = list(pieces)
-    while left:
-        n_sent = connection.sendmsg(left)
+    n_sent = connection.sendmsg(pieces)
+    if n_sent == sum(map(len, pieces)):
+        return
+    left = [memoryview(piece) for piece in pieces]
+    while True:
         while left and n_sent >= len(left[0]):
             n_sent -= len(left.pop(0))
-        if n_sent:
-            left[0] = left[0][n_sent:]
+        if not left:
+            return
+        left[0] = left[0][n_sent:]
+        n_sent = connection.sendmsg(left)
 
 
-def _left_s(deadline_ns: int) -> float:
-    return max((deadline_ns - perf_counter_ns()) / 1e9, _LEAST_TIMEOUT_S)
+def _limit(connection: socket.socket, deadline_ns: int) -> None:
+    """Sets the socket's time-out, where the one that it has is not as good: that is a system call."""
+    left_s = max((deadline_ns - perf_counter_ns()) / 1e9, _LEAST_TIMEOUT_S)
+    now_s = connection.gettimeout()
+    if now_s is None or not 0.99 * left_s < now_s <= 1.001 * left_s:
+        connection.settimeout(left_s)
 
 
 def _broken(message: str) -> WireError:
@@ -293,28 +308,35 @@ def _authorization(token: Optional[str]) -> str:
 
 def _parse_head(received: memoryview) -> Optional[_Head]:
     """Status line and headers, ``None`` while they are not complete."""
+    usual = _USUAL.match(received)
+    if usual is not None:
+        header_length, timing, length = [value.decode("ascii") for value in usual.groups()]
+        headers = {HEADER_LENGTH.lower(): header_length, "server-timing": timing, "content-length": length}
+        return _Head(200, headers, usual.end())
     start = bytes(received[:MAX_HEAD_BYTES])
     end = start.find(_END)
     if end < 0:
         if len(start) == MAX_HEAD_BYTES:
             raise _broken(f"its headers are longer than {MAX_HEAD_BYTES} bytes")
         return None
-    first, _, text = start[: end + 2].decode("latin-1").partition("\r\n")
-    status = _STATUS.fullmatch(first)
+    text = start[: end + 2].decode("latin-1")
+    status = _STATUS.match(text)
     if status is None:
-        raise _broken(f"it starts with {first[:60]!r}")
-    well_formed = _HEADERS.match(text)
-    if well_formed is None or well_formed.end() != len(text):
-        wrong = text[0 if well_formed is None else well_formed.end() :].partition("\r\n")[0]
-        raise _broken(f"its header {wrong[:60]!r} is malformed or there twice")
-    headers: Dict[str, str] = {}
-    for line in text.split("\r\n")[:-1]:
-        name, _, value = line.partition(":")
-        name = name.lower()
-        if name in headers and name in _ONCE:
-            raise _broken(f"its header {line[:60]!r} is malformed or there twice")
-        headers[name] = value.strip(" \t")
+        raise _broken(f"it starts with {_first_line(text)!r}")
+    at = status.end()
+    headers = {}
+    while at < len(text):
+        header = _HEADER.match(text, at)
+        name = header.group(1).lower() if header else ""
+        if header is None or (name in headers and name in _ONCE):
+            raise _broken(f"its header {_first_line(text[at:])!r} is malformed or there twice")
+        headers[name] = header.group(2).strip(" \t")
+        at = header.end()
     return _Head(int(status.group(1)), headers, end + len(_END))
+
+
+def _first_line(text: str) -> str:
+    return text.partition("\r\n")[0][:60]
 
 
 def _body_bytes(head: _Head, space_bytes: int) -> int:

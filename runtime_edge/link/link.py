@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from time import perf_counter_ns
 from types import TracebackType
-from typing import Any, Optional, Tuple, Type
+from typing import Any, Dict, Optional, Tuple, Type
 from urllib.parse import quote
 
 from runtime_edge.link.connection import MAX_REFUSAL_BYTES, OPEN, Connection, LinkError, Reply, Security
@@ -32,6 +32,7 @@ class Link:
         self._connection = Connection(url, security)
         self.url = self._connection.url
         self.timeout_s = timeout_s
+        self._starts: Dict[Tuple[str, str], bytes] = {}  # of requests, by model and extra headers
 
     def __enter__(self) -> Link:
         return self
@@ -107,18 +108,20 @@ class Link:
     def _infer(
         self, to: Interface, extra: str, header_bytes: int, body: Tuple[Buffer, ...], timeout_s: Optional[float]
     ) -> Reply:
-        head = (
-            f"POST /v2/models/{quote(to.model, safe='')}/infer HTTP/1.1\r\n{self._connection.fixed_headers}"
-            f"Content-Type: application/octet-stream\r\n{extra}{HEADER_LENGTH}: {header_bytes}\r\n"
-            f"Content-Length: {sum(map(len, body))}\r\n"
-        )
+        start = self._starts.get((to.model, extra))
+        if start is None:
+            start = self._starts[to.model, extra] = (
+                f"POST /v2/models/{quote(to.model, safe='')}/infer HTTP/1.1\r\n{self._connection.fixed_headers}"
+                f"Content-Type: application/octet-stream\r\n{extra}{HEADER_LENGTH}: "
+            ).encode("ascii")
+        head = b"%b%d\r\nContent-Length: %d\r\n\r\n" % (start, header_bytes, sum(map(len, body)))
         reply = self._connection.exchange(
             head, body, to.max_reply_bytes, self.timeout_s if timeout_s is None else timeout_s
         )
         return self._accepted(reply)
 
     def _get(self, path: str, timeout_s: float) -> Reply:
-        head = f"GET {path} HTTP/1.1\r\n{self._connection.fixed_headers}"
+        head = f"GET {path} HTTP/1.1\r\n{self._connection.fixed_headers}\r\n".encode("ascii")
         return self._accepted(self._connection.exchange(head, (), MAX_REFUSAL_BYTES, timeout_s))
 
     def _json(self, path: str, timeout_s: float) -> Any:

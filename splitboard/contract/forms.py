@@ -27,7 +27,6 @@ from splitboard.contract.wire import (
     decode_reply,
     decode_request,
     dump,
-    id_of,
     parse_length,
     reply_header,
     request_header,
@@ -51,16 +50,12 @@ class RequestForm:
     def __init__(self, to: Interface, outputs: Sequence[str]) -> None:
         self.to = to
         self.outputs = tuple(spec for spec in to.outputs if spec.name in outputs)
-        text = dump(request_header(to, self.outputs, ROOM, int(ROOM), int(ROOM)))
-        self._header = bytearray(text)
-        self._id_at = text.index(b'"id":"') + len('"id":"')
-        self._crc32_at = text.index(b'"crc32":') + len('"crc32":')
-        self._timeout_at = text.index(b'"timeout":') + len('"timeout":')
+        self._header = _template(dump(request_header(to, self.outputs, ROOM, int(ROOM), int(ROOM))))
         self._reply = _pattern(dump(reply_header(to, self.outputs, ROOM, int(ROOM))))
         self._places = _places(self.outputs)
 
     def encode(self, inputs: Mapping[str, Array], timeout_us: int, number: int = 0) -> Message:
-        """One request; its header is overwritten by the next.
+        """One request.
 
         Args:
             inputs: by name, of the shapes and types in the interface.
@@ -71,10 +66,8 @@ class RequestForm:
             ValueError: an input has another shape or type than the interface says.
         """
         views = tuple([view_of(inputs[spec.name], spec) for spec in self.to.inputs])
-        self._header[self._id_at : self._id_at + len(ROOM)] = id_of(number).encode("ascii")
-        _write(self._header, self._crc32_at, checksum(views))
-        _write(self._header, self._timeout_at, min(max(timeout_us, 0), MAX_TIMEOUT_US))
-        return Message(self._header, views)
+        timeout_us = min(max(timeout_us, 0), MAX_TIMEOUT_US)
+        return Message(self._header % (b"%0*d" % (len(ROOM), number), checksum(views), timeout_us), views)
 
     def decode_reply(self, body: Buffer, header_length: Optional[str], number: int) -> Dict[str, Array]:
         """Checks the reply to a request of this form; see `splitboard.contract.wire.decode_reply`."""
@@ -99,7 +92,7 @@ class ServedForm:
         self._request = _pattern(ahead)
         self._places = _places(of.inputs)
         self._tails: Dict[bytes, Tuple[str, ...]] = {}
-        self._replies: Dict[Tuple[str, ...], Tuple[List[bytes], List[TensorSpec]]] = {}
+        self._replies: Dict[Tuple[str, ...], Tuple[bytes, List[TensorSpec]]] = {}
 
     def decode_request(self, body: Buffer, header_length: Optional[str]) -> Request:
         """Checks a request and makes its tensors; see `splitboard.contract.wire.decode_request`."""
@@ -116,20 +109,19 @@ class ServedForm:
 
     def encode_reply(self, outputs: Mapping[str, Array], request: Request) -> Message:
         """The reply to a request; see `splitboard.contract.wire.encode_reply`."""
-        pieces, specs = self._reply(request.outputs)
+        template, specs = self._reply(request.outputs)
         views = tuple([view_of(outputs[spec.name], spec) for spec in specs])
         crc32_ = checksum(views)
         if request.id is not None and _FULL_ID.fullmatch(request.id):
-            number = str(crc32_).rjust(len(ROOM)).encode("ascii")
-            return Message(pieces[0] + request.id.encode("ascii") + pieces[1] + number + pieces[2], views)
+            return Message(template % (request.id.encode("ascii"), crc32_), views)
         return Message(dump(reply_header(self.of, specs, request.id, crc32_)), views)
 
-    def _reply(self, names: Tuple[str, ...]) -> Tuple[List[bytes], List[TensorSpec]]:
+    def _reply(self, names: Tuple[str, ...]) -> Tuple[bytes, List[TensorSpec]]:
         known = self._replies.get(names)
         if known is None:
             named = {spec.name: spec for spec in self.of.outputs}
             specs = [named[name] for name in names]
-            known = _pieces(dump(reply_header(self.of, specs, ROOM, int(ROOM)))), specs
+            known = _template(dump(reply_header(self.of, specs, ROOM, int(ROOM)))), specs
             self._replies[names] = known
         return known
 
@@ -144,6 +136,12 @@ def _pieces(text: bytes) -> List[bytes]:
             break
         pieces.append(before + mark)
     return [*pieces, text]
+
+
+def _template(text: bytes) -> bytes:
+    """What writes a header: ``% (id, crc32, timeout)``, the numbers with blanks in front."""
+    first, *others = [piece.replace(b"%", b"%%") for piece in _pieces(text)]
+    return first + b"%b" + (b"%%%dd" % len(ROOM)).join(others)
 
 
 def _pattern(text: bytes) -> Pattern[bytes]:
@@ -193,11 +191,7 @@ def _tensors(binary: memoryview, places: Sequence[_Place], claimed: int) -> Dict
             Reason.CORRUPT, f"the tensors were changed on the way: crc32 is {found}, the sender says {claimed}"
         )
     arrays = {}
-    for name, start, end, dtype, shape in places:
-        array = np.frombuffer(binary[start:end], dtype=dtype).reshape(shape)
+    for name, start, _, dtype, shape in places:
+        array = np.ndarray(shape, dtype, binary, start)
         arrays[name] = array if array.flags.aligned else array.copy()
     return arrays
-
-
-def _write(header: bytearray, at: int, value: int) -> None:
-    header[at : at + len(ROOM)] = str(value).rjust(len(ROOM)).encode("ascii")

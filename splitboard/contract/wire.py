@@ -240,7 +240,7 @@ def parse_server_timing(text: str) -> ServerTiming:
     found = _TIMING.fullmatch(text)
     if found is None:
         raise _malformed(f"Server-Timing must read queue;dur=MS, decode;dur=MS, compute;dur=MS, found {_short(text)}")
-    return ServerTiming(*(round(float(text_ms) * 1e6) for text_ms in found.groups()))
+    return ServerTiming(*[round(float(text_ms) * 1e6) for text_ms in found.groups()])
 
 
 def parse_length(text: str, what: str) -> int:
@@ -288,7 +288,9 @@ def view_of(array: Array, spec: TensorSpec) -> memoryview:
         raise ValueError(
             f'tensor "{spec.name}" is {array.dtype} {list(array.shape)}, expected {spec.dtype} {list(spec.shape)}'
         )
-    return np.ascontiguousarray(array).reshape(-1).data.cast("B")
+    if not array.flags.c_contiguous:
+        array = np.ascontiguousarray(array)
+    return array.data.cast("B")
 
 
 def checksum(views: Sequence[memoryview]) -> int:
