@@ -133,7 +133,8 @@ class DynamicSplit:
     remote split that is cheapest as far as is known: when its predicted loss is at most a share of the time spent since
     the last one. The share is `EXPLORE_SHARE` at first, halves with every one in vain, down to `LEAST_SHARE`,
     and is ten times as much where the probes' round trip fell. A server that was relied on and came back is asked at
-    once.
+    once. None is sent where the local split would
+    be the cheapest even on a link that takes no longer for a request than for a probe.
 
     Args:
         costs: the splits to choose among, each once.
@@ -195,7 +196,8 @@ class DynamicSplit:
             return self._switch(now_ns, best, why)
         if self._costs[current.split].is_local:
             remote = next((option for option in options if not self._costs[option.split].is_local), None)
-            if remote is not None and self._curiosity.asks(self._loss_ns(remote, current)):
+            asks = remote is not None and self._curiosity.asks(self._loss_ns(remote, current))
+            if remote is not None and asks and self._could_win(current):
                 return self._decision(remote, "tried to see how the link is now")
         return self._decision(current, "kept")
 
@@ -320,6 +322,17 @@ class DynamicSplit:
             left_ns = self._objective.deadline_ns - self._edge[option.split] - min(alone)
             longest_ns = max(min(longest_ns, left_ns), option.wait_ns)
         return round(longest_ns)
+
+    def _could_win(self, current: _Option) -> bool:
+        """Whether a remote split would be worth a switch were bytes free and the server as fast as it ever was."""
+        goal = self._objective
+        for cost in self._costs.values():
+            wait_ns = (self.link.rtt_ns or 0) + self._server.least(cost.split)
+            joules = (cost.edge_j or 0.0) + goal.wait_w * wait_ns / 1e9
+            least = goal.latency * (self._edge[cost.split] + wait_ns) / 1e9 + goal.energy * joules
+            if not cost.is_local and (current.late or least < (1 - SLACK) * current.cost):
+                return True
+        return False
 
     def _loss_ns(self, remote: _Option, current: _Option) -> float:
         """What trying the remote split would cost; where it is given up at the deadline, the local one follows."""

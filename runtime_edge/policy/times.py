@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Dict, Mapping
+from typing import Dict, Mapping, Optional
 
 _WEIGHT = 0.3
 _MOST = 4.0
@@ -21,11 +21,17 @@ class Times:
     """
 
     def __init__(self, initial_ns: Mapping[str, float]) -> None:
+        self._initial: Dict[str, float] = dict(initial_ns)
         self._own: Dict[str, float] = dict(initial_ns)
         self._shared = 1.0
+        self._least: Optional[float] = None
 
     def __getitem__(self, split: str) -> float:
         return self._own[split] * self._shared
+
+    def least(self, split: str) -> float:
+        """The split's duration were things as fast as they have ever been seen; before anything was seen, as now."""
+        return self[split] if self._least is None else min(self._initial[split] * self._least, self[split])
 
     def observe(self, split: str, took_ns: float) -> None:
         """Takes in one duration; a single one moves a prediction at most by a factor of 4 ** 0.6."""
@@ -35,3 +41,5 @@ class Times:
         off = min(max(took_ns / expected_ns, 1 / _MOST), _MOST) ** _WEIGHT
         self._shared *= off ** (self._own[split] / max(self._own.values()))
         self._own[split] *= off
+        share = self[split] / self._initial[split]
+        self._least = share if self._least is None else min(self._least, share)

@@ -156,6 +156,15 @@ def test_a_shorter_round_trip_is_followed_sooner() -> None:
     assert requests_until_back(10 * MS) < requests_until_back(20 * MS) / 2
 
 
+@pytest.mark.parametrize(("rtt_ns", "asks"), [(48 * MS, True), (53 * MS, False)])
+def test_the_server_is_not_asked_where_it_could_not_win(rtt_ns: int, asks: bool) -> None:
+    """Remote only takes 11 ms beside the link, local only 60: above a round trip of 49 ms no rate is high enough."""
+    world = board(0.2e6, rtt_ns)
+    for _ in range(1500):
+        world.step()
+    assert ({world.step() for _ in range(1500)} != {"s49"}) is asks
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 1000))
 def test_splits_that_are_alike_are_not_switched_between_sooner_than_the_dwell_time(seed: int) -> None:
