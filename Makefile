@@ -4,7 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_OUT ?= demo-out
 
-.PHONY: demo test check format readme triton clean
+# Two processes of a thread each: threads of both on the same cores wait for one another, some of them six times as long.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+.PHONY: demo test test-slow check format readme triton clean
 
 # A stamp per extra, renewed when what it was made from changes; so a second run starts at once.
 $(VENV)/.installed-%: pyproject.toml constraints.txt
@@ -17,7 +20,11 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/splitboard demo --out $(DEMO_OUT)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow"
+
+# The whole demo, large networks, a hundred thousand hostile streams.
+test-slow: $(VENV)/.installed-dev
+	$(PYTEST) -m slow
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,20 @@ INFER = "/v2/models/tiny-s00/infer"
 
 def ask(port: int, method: str, path: str, body: Any = b"", headers: Any = None) -> tuple[int, Any, bytes]:
     """One request on a connection of its own: status, headers, body."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request(method, path, body or None, headers or {})
         reply = connection.getresponse()
         return reply.status, reply.headers, reply.read()
     finally:
         connection.close()
+
+
+def until_draining(port: int) -> None:
+    """Returns when the server has heard that it shall end."""
+    end = time.monotonic() + 60
+    while ask(port, "GET", "/v2/health/ready")[0] == 200:
+        assert time.monotonic() < end
 
 
 def refusal(answer: bytes) -> str:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import json
+import os
 import subprocess
 import sys
 import venv
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from interpreters import find_interpreter, succeed
 from numpy.typing import NDArray
 
@@ -21,8 +26,13 @@ FOREIGN_PACKAGE = "basic-pitch==0.4.0"
 FOREIGN_FILE = "basic_pitch/saved_models/icassp_2022/nmp.onnx"
 FOREIGN_SHA256 = "2c3c1d144bfa61ad236e92e169c13535c880469a12a047d4e73451f2c059a0ec"
 
-LONGEST = ("cli/test_demo.py", "export/test_families.py", "cli/test_bad_input.py", "zoo/test_elpv.py")
+LONGEST = ("cli/test_demo.py", "calib/test_diagnose.py", "cli/test_bad_input.py", "cli/test_diagnose.py")
 """Files that take minutes. They begin, so that no worker is left with one of them when the others are done."""
+
+
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,6 +41,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return LONGEST.index(name) if name in LONGEST else len(LONGEST)
 
     items.sort(key=position)
+
+
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """What a path is made to hold, by whichever of the run's processes needs it first; the others wait for it."""
+    own = factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    path = shared / "once" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f"{path.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = path.with_name(f"{path.name}.done")
+        if not done.exists():
+            make(path)
+            done.touch()
+    return path
 
 
 def synthetic_images(count: int, size: int = 40, channels: int = 1) -> NDArray[np.uint8]:
@@ -70,6 +95,40 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+StartChild = Callable[[str], "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def forked_child() -> Iterator[StartChild]:
+    """Does what `export.checkpoint.start_child` does, in a fork of a process that has torch already."""
+    argv = [sys.executable, "-I", str(TINY_SOURCE / "export_worker.py")]
+    pipe = subprocess.PIPE
+    workers: list[subprocess.Popen[str]] = []
+
+    def ask(request: str) -> subprocess.CompletedProcess[str]:
+        if not workers:
+            workers.append(subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True))
+        ((requests, answers),) = [(worker.stdin, worker.stdout) for worker in workers]
+        assert requests is not None
+        assert answers is not None
+        requests.write(json.dumps([str(Path.cwd()), request]) + "\n")
+        requests.flush()
+        code, errors = json.loads(answers.readline())
+        return subprocess.CompletedProcess(argv, code, "", errors)
+
+    yield ask
+    for worker in workers:
+        worker.communicate()  # it ends with its input
+
+
+@pytest.fixture(scope="module")
+def quick_exports(forked_child: StartChild) -> Iterator[None]:
+    """For files of many exports: torch starts once. The child as it is started otherwise is tested beside."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("export.checkpoint.start_child", forked_child)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model folder."""
@@ -79,14 +138,13 @@ def tiny_model(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
     from export.spec import ModelSpec
     from splitboard.contract.preprocess import Preprocessing
 
-    target = tmp_path_factory.mktemp("model") / "tiny"
     spec = ModelSpec(
         Preprocessing(height=32, width=32, source_channels=1, mean=(0.5, 0.4, 0.3), std=(0.5, 0.6, 0.7)),
         {"shape": ("round", "square")},
     )
     inputs = (InputRequest(None, (1, 3, 32, 32)),)
-    export_model(ExportRequest(tiny_checkpoint, "tiny", "tiny:make", inputs, spec, source_folder=TINY_SOURCE), target)
-    return target
+    request = ExportRequest(tiny_checkpoint, "tiny", "tiny:make", inputs, spec, source_folder=TINY_SOURCE)
+    return once(tmp_path_factory, "model/tiny", lambda target: export_model(request, target))
 
 
 @pytest.fixture(scope="session")
@@ -101,11 +159,13 @@ def tiny_bundle(tiny_model: Path, tiny_samples: Path, tmp_path_factory: pytest.T
 
     model = load_model(tiny_model)
     splits = list_splits(model)
-    chosen = choose(model, splits, "blocks.0,blocks.1")
-    target = tmp_path_factory.mktemp("bundle") / "tiny"
-    with calibration_set(str(tiny_samples), 1, MOST_IMAGES, target) as data:
-        build_bundle(model, splits, BuildRequest(chosen, this_machine()), data, target, lambda what, done, total: None)
-    return target
+    request = BuildRequest(choose(model, splits, "blocks.0,blocks.1"), this_machine())
+
+    def make(target: Path) -> None:
+        with calibration_set(str(tiny_samples), 1, MOST_IMAGES, target) as data:
+            build_bundle(model, splits, request, data, target, lambda what, done, total: None)
+
+    return once(tmp_path_factory, "bundle/tiny", make)
 
 
 @pytest.fixture(scope="session")
@@ -130,10 +190,12 @@ def exit_model(tiny_model: Path, exit_samples: Path, tmp_path_factory: pytest.Te
     from splitboard.contract.samples import load_samples
 
     model, training = load_model(tiny_model), load_samples(exit_samples / "train.npz", 1)
-    target = tmp_path_factory.mktemp("model") / "exits"
     wanted = places(model, "stem,blocks.0", "", training.labels)
-    add_exits(model, training, wanted, target, lambda what, done, total: None)
-    return target
+
+    def make(target: Path) -> None:
+        add_exits(model, training, wanted, target, lambda what, done, total: None)
+
+    return once(tmp_path_factory, "model/exits", make)
 
 
 @pytest.fixture(scope="session")
@@ -148,11 +210,13 @@ def exit_bundle(exit_model: Path, exit_samples: Path, tmp_path_factory: pytest.T
 
     model = load_model(exit_model)
     splits = list_splits(model)
-    chosen = choose(model, splits, "stem,blocks.1")
-    target = tmp_path_factory.mktemp("bundle") / "exits"
-    with calibration_set(str(exit_samples / "calib.npz"), 1, 60, target) as data:
-        build_bundle(model, splits, BuildRequest(chosen, this_machine()), data, target, lambda what, done, total: None)
-    return target
+    request = BuildRequest(choose(model, splits, "stem,blocks.1"), this_machine())
+
+    def make(target: Path) -> None:
+        with calibration_set(str(exit_samples / "calib.npz"), 1, 60, target) as data:
+            build_bundle(model, splits, request, data, target, lambda what, done, total: None)
+
+    return once(tmp_path_factory, "bundle/exits", make)
 
 
 @pytest.fixture(scope="session")
@@ -190,26 +254,31 @@ def bare_python(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     interpreter = Path(sys.executable) if request.param == "running" else find_interpreter(version)
     if interpreter is None:
         pytest.skip(f"no Python {version} on this machine")
-    folder = tmp_path_factory.mktemp(f"python{version}")
-    succeed(interpreter, "-m", "venv", "--without-pip", folder)
-    target = folder / "lib" / f"python{version}" / "site-packages"
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--target", str(target)]
-    wheels = ["--only-binary=:all:", "--python-version", version, "--implementation", "cp"]
-    installed = subprocess.run([*pip, *wheels, "numpy"], capture_output=True, text=True, check=False)
-    if installed.returncode != 0 and request.param != "running":
-        pytest.skip(f"pip has no numpy for Python {version}: {installed.stderr.strip().splitlines()[-1]}")
-    assert installed.returncode == 0, installed.stderr
-    return folder / "bin" / "python"
+
+    def make(folder: Path) -> None:
+        succeed(interpreter, "-m", "venv", "--without-pip", folder)
+        target = folder / "lib" / f"python{version}" / "site-packages"
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", target]
+        wheels = ["--no-compile", "--only-binary=:all:", "--python-version", version, "--implementation", "cp"]
+        installed = subprocess.run([*pip, *wheels, "numpy"], capture_output=True, text=True, check=False)
+        if installed.returncode != 0 and request.param != "running":
+            pytest.skip(f"pip has no numpy for Python {version}: {installed.stderr.strip().splitlines()[-1]}")
+        assert installed.returncode == 0, installed.stderr
+
+    return once(tmp_path_factory, f"python-{request.param}", make) / "bin" / "python"
 
 
 @pytest.fixture(scope="session")
 def old_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The older interpreter for TFLite, and numpy 1."""
-    folder = tmp_path_factory.mktemp("tflite-runtime")
-    venv.create(folder, with_pip=True)
-    python = folder / "bin" / "python"
-    argv = [str(python), "-m", "pip", "install", "--quiet", "--only-binary=:all:", *OLD_PACKAGES]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"no tflite-runtime wheel for Python {sys.version_info[0]}.{sys.version_info[1]} here")
-    return python
+
+    def make(folder: Path) -> None:
+        venv.create(folder)
+        pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "install", "--quiet"]
+        argv = [*pip, "--no-compile", "--only-binary=:all:", *OLD_PACKAGES]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            running = f"{sys.version_info.major}.{sys.version_info.minor}"
+            pytest.skip(f"no tflite-runtime wheel for Python {running} here")
+
+    return once(tmp_path_factory, "tflite-runtime", make) / "bin" / "python"

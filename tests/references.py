@@ -102,13 +102,17 @@ def edge(
     url: str,
     split: str,
     manners: Manners,
-    timeout_s: float = 2.0,
+    timeout_s: float = 30.0,
     chooser: Chooser | None = None,
     on_task: OnTask | None = None,
     splits: tuple[str, ...] | None = None,
     security: Security = OPEN,
 ) -> Iterator[Edge]:
-    """A real engine, a real link, a real watch."""
+    """A real engine, a real link, a real watch.
+
+    A request may take so long that a busy machine is never mistaken for a server that is away; tests of a server that
+    does not answer set a deadline.
+    """
     bundle = load_bundle(folder)
     local = bundle.splits[-1]
     wanted = {split, local.id, *(splits or ())}

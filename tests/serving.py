@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -41,6 +43,20 @@ class Running:
     @property
     def port(self) -> int:
         return int(self.url.rsplit(":", 1)[1])
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback address that were free a moment ago, all different.
+
+    They lie below those that systems hand out, so that nobody else's connection takes one before it is used, or while
+    its server is started again.
+    """
+    found: list[int] = []
+    while len(found) < count:
+        port = random.randrange(20_000, 30_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            found += [port] if port not in found else []
+    return found
 
 
 def start_server(port: int, *bundles: Path, **options: Any) -> subprocess.Popen[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import itertools
 import json
 import os
 import shutil
@@ -31,7 +32,7 @@ from network.traces import Conditions, Trace, constant
 from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 from references import Edge, References, edge, references
-from serving import REPOSITORY, Running, running_server
+from serving import REPOSITORY, Running, free_ports, running_server
 
 from runtime_edge.link.connection import LinkError, Security
 from runtime_edge.link.link import Link
@@ -67,7 +68,7 @@ def server(tiny_bundle: Path) -> Iterator[Running]:
 
 def counts(server: Running, model: str = f"tiny-{SPLIT}") -> dict[str, int]:
     """Requests that the server answered, as ``answered``, and those that it refused, by reason."""
-    with urllib.request.urlopen(f"{server.url}/metrics", timeout=5) as reply:
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=30) as reply:
         families = {one.name: one for one in text_string_to_metric_families(reply.read().decode())}
     found = {"answered": 0}
     for sample in families["splitboard_requests"].samples:
@@ -84,7 +85,7 @@ def by(done: Answered) -> set[str]:
     return {answer.by for answer in done.tasks.values()}
 
 
-def back(one: Edge, seconds: float = 10.0) -> bool:
+def back(one: Edge, seconds: float = 60.0) -> bool:
     """Waits until the server may be asked again."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and not one.watch.available:
@@ -118,7 +119,8 @@ def test_server_killed_in_flight(
 def test_server_killed_between_requests_and_started_again(
     tiny_bundle: Path, images: NDArray[np.uint8], expected: References
 ) -> None:
-    with running_server(tiny_bundle) as first, edge(tiny_bundle, first.url, SPLIT, Manners()) as one:
+    (port,) = free_ports(1)
+    with running_server(tiny_bundle, port=port) as first, edge(tiny_bundle, first.url, SPLIT, Manners()) as one:
         found = [one.answer(images[0])]
         first.process.kill()
         first.process.wait()
@@ -126,7 +128,7 @@ def test_server_killed_between_requests_and_started_again(
         assert found[1].failure in ("closed", "unreachable")
         found.append(one.answer(images[2]))
         assert found[2].split == "s09"
-        with running_server(tiny_bundle, port=first.port) as second:
+        with running_server(tiny_bundle, port=port) as second:
             assert back(one)
             found.append(one.answer(images[3]))
             assert counts(second) == {"answered": 1}
@@ -136,15 +138,15 @@ def test_server_killed_between_requests_and_started_again(
 
 
 def test_server_hangs(tiny_bundle: Path, server: Running, images: NDArray[np.uint8], expected: References) -> None:
-    with edge(tiny_bundle, server.url, SPLIT, Manners(deadline_s=0.4)) as one:
-        one.answer(images[0])
+    with edge(tiny_bundle, server.url, SPLIT, Manners(deadline_s=1.0)) as one:
+        assert by(one.answer(images[0])) == {"server"}
         server.process.send_signal(signal.SIGSTOP)
         try:
             hung = one.answer(images[1])
         finally:
             server.process.send_signal(signal.SIGCONT)
         assert (hung.failure, by(hung)) == ("timeout", {"local"})
-        assert hung.total_ns < 0.5e9
+        assert hung.total_ns < 10e9  # the deadline and what a busy machine adds; the request alone may take 30 s
         expected.check(1, hung)
         assert back(one)
         done = one.answer(images[2])
@@ -160,19 +162,28 @@ def test_server_started_again_with_another_bundle(
     other = tmp_path / "other"
     shutil.copytree(tiny_bundle, other)
     write_manifest(other, dataclasses.replace(load_bundle(other), notes=("another build",)))
-    with running_server(tiny_bundle) as first, edge(tiny_bundle, first.url, SPLIT, Manners()) as one:
-        one.answer(images[0])
+    (port,) = free_ports(1)
+    with running_server(tiny_bundle, port=port) as first, edge(tiny_bundle, first.url, SPLIT, Manners()) as one:
+        assert by(one.answer(images[0])) == {"server"}
         first.process.kill()
         first.process.wait()
-        with running_server(other, port=first.port) as second:
-            done = one.answer(images[1])
-            assert (done.failure, by(done)) == ("pair", {"local"})
-            expected.check(1, done)
-            assert counts(second) == {"answered": 0, "pair": 1}
+        with running_server(other, port=port) as second:
+            end = time.monotonic() + 60
+            failures = []
+            # Who notices first is open: a request, or the probes, which may also find nobody before they find another.
+            while "pair" not in failures and time.monotonic() < end:
+                done = one.answer(images[1])
+                failures.append(done.failure)
+                assert by(done) == {"local"}
+                expected.check(1, done)
+                time.sleep(0.02)
+            assert failures[-1] == "pair"
+            assert set(failures) <= {"pair", "closed", "unreachable"}
+            assert counts(second) in ({"answered": 0}, {"answered": 0, "pair": 1})
             time.sleep(0.5)
             assert not one.watch.available  # it is well, and of no use
             assert one.watch.reason == "pair"
-        with running_server(tiny_bundle, port=first.port):
+        with running_server(tiny_bundle, port=port):
             assert back(one)
             assert by(one.answer(images[2])) == {"server"}
 
@@ -180,15 +191,18 @@ def test_server_started_again_with_another_bundle(
 def test_server_reads_slowly(
     tiny_bundle: Path, server: Running, images: NDArray[np.uint8], expected: References
 ) -> None:
+    free = threading.Event()
+
     def trickle(data: bytes) -> bytes:
-        time.sleep(1.0)
+        free.wait(60)
         return data
 
-    with fault_proxy(server.port) as proxy, edge(tiny_bundle, proxy.url, SPLIT, Manners(deadline_s=0.3)) as one:
+    with fault_proxy(server.port) as proxy, edge(tiny_bundle, proxy.url, SPLIT, Manners(deadline_s=1.0)) as one:
         proxy.up = post(trickle)
         done = one.answer(images[0])
+        free.set()
         assert (done.failure, by(done)) == ("timeout", {"local"})
-        assert done.total_ns < 0.4e9
+        assert done.total_ns < 10e9  # the deadline and what a busy machine adds; the request alone may take 30 s
         expected.check(0, done)
         with edge(tiny_bundle, server.url, SPLIT, Manners()) as another:
             assert by(another.answer(images[1])) == {"server"}
@@ -210,7 +224,7 @@ def test_reply_cut_short(
         def end(data: bytes) -> bytes:
             raise CutError
 
-        with edge(tiny_bundle, proxy.url, SPLIT, Manners(deadline_s=0.5)) as one:
+        with edge(tiny_bundle, proxy.url, SPLIT, Manners(deadline_s=2.0)) as one:
             proxy.down = cut
             done = one.answer(images[0])
     assert done.failure in ("closed", "timeout")  # nothing more came, or the end of the connection came
@@ -400,6 +414,13 @@ def answers(out: Path) -> list[dict[str, Any]]:
     return found
 
 
+def wait_for_lines(process: subprocess.Popen[str], out: Path, count: int) -> None:
+    """Until the run has written so many."""
+    while not out.is_file() or len(out.read_text().splitlines()) < count:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+
+
 def check_lines(found: list[dict[str, Any]], expected: References) -> None:
     """Every image's own answer, from whomever."""
     for line in found:
@@ -428,21 +449,24 @@ def twenty(images: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory) 
 def test_link_down_for_ten_seconds(tiny_bundle: Path, twenty: Path, expected: References, tmp_path: Path) -> None:
     up, down = Conditions(20e6, 0.005), Conditions(0.0, 0.005)
     with TunNetwork() as network, far_server(network, tiny_bundle) as url:
-        network.play(Trace((0.0, 4.0, 14.0), (up, down, up), 1000.0))
-        argv = run_argv(tiny_bundle, twenty, url, tmp_path / "out.jsonl", "--rate", "14", "--deadline", "300")
+        network.play(constant(20e6, 0.005))
+        argv = run_argv(tiny_bundle, twenty, url, tmp_path / "out.jsonl", "--rate", "14", "--deadline", "1000")
         done = network.start_near(argv, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
-        assert done.wait(60) == 0, done.communicate()[1]
+        wait_for_lines(done, tmp_path / "out.jsonl", 14)
+        network.play(Trace((0.0, 10.0), (down, up), 1000.0))
+        assert done.wait(120) == 0, done.communicate()[1]
         done.communicate()
     found = answers(tmp_path / "out.jsonl")
     assert len(found) == 300
     check_lines(found, expected)
     who = ["".join(sorted({output["by"] for output in line["outputs"].values()})) for line in found]
     assert set(who) == {"server", "local"}
-    first, last = who.index("local"), len(who) - 1 - who[::-1].index("local")
-    assert 1 < first / 14 < 6
-    assert set(who[first : first + 100]) == {"local"}
-    assert who[-20:] == ["server"] * 20, last
-    assert max(line["total_ns"] for line in found) < 0.5e9
+    runs = [(one, len(list(group))) for one, group in itertools.groupby(who)]
+    # 140 images in the ten seconds, fewer where the machine is slow; one that came too late on its own does not count.
+    assert max(length for one, length in runs if one == "local") >= 50, runs
+    assert who[:12].count("server") >= 10, runs
+    assert who[-20:].count("server") >= 15, runs
+    assert max(line["total_ns"] for line in found) < 5e9  # nobody waited for the link
 
 
 @needs_tun
@@ -470,11 +494,9 @@ def test_a_signal_ends_a_run_with_its_records_written(
 ) -> None:
     argv = run_argv(tiny_bundle, twenty, server.url, tmp_path / "out.jsonl", "--rate", "50", *loop)
     process = subprocess.Popen(argv, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "out.jsonl").is_file() or len((tmp_path / "out.jsonl").read_text().splitlines()) < 20:
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.02)
+    wait_for_lines(process, tmp_path / "out.jsonl", 20)
     process.send_signal(number)
-    assert process.wait(10) == 130
+    assert process.wait(60) == 130
     process.communicate()
     found = answers(tmp_path / "out.jsonl")
     assert 19 <= len(found) < 300
@@ -496,18 +518,16 @@ def test_clock_set_back_an_hour(
         "FAKETIME_NO_CACHE": "1",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
     }
-    argv = run_argv(tiny_bundle, twenty, server.url, tmp_path / "out.jsonl", "--rate", "100", "--deadline", "500")
+    argv = run_argv(tiny_bundle, twenty, server.url, tmp_path / "out.jsonl", "--rate", "100", "--deadline", "10000")
     process = subprocess.Popen(argv, cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "out.jsonl").is_file() or len((tmp_path / "out.jsonl").read_text().splitlines()) < 100:
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.05)
+    wait_for_lines(process, tmp_path / "out.jsonl", 100)
     clock.write_text("-3600\n")
-    assert process.wait(60) == 0, process.communicate()[1]
+    assert process.wait(120) == 0, process.communicate()[1]
     process.communicate()
     found = answers(tmp_path / "out.jsonl")
     assert len(found) == 300
     check_lines(found, expected)
-    assert all(0 < line["total_ns"] < 1e9 for line in found)
+    assert all(0 < line["total_ns"] < 10e9 for line in found)
     assert {output["by"] for line in found for output in line["outputs"].values()} == {"server"}
 
 

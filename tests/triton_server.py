@@ -11,7 +11,6 @@ import contextlib
 import http.client
 import json
 import os
-import socket
 import subprocess
 import tempfile
 import time
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from serving import free_ports
 
 VARIABLE = "SPLITBOARD_TRITON_PYTHON"
 START_S = 90
@@ -111,15 +111,6 @@ def running_triton(repository: Path, *options: str) -> Iterator[Triton]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of the loopback address that were free a moment ago, all different."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def _backends(folder: Path, triton: Path, version: str) -> Path:

@@ -34,7 +34,7 @@ def reference(values: np.ndarray, labels: np.ndarray, inverse_penalty: float) ->
     return np.asarray(model.predict_proba(scaler.transform(values)))
 
 
-@pytest.mark.parametrize("n_classes", [2, 3, 10])
+@pytest.mark.parametrize("n_classes", [2, 3, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_head_says_what_scikit_learn_says(n_classes: int) -> None:
     data = load_digits() if n_classes != 3 else load_wine()
     rows = data.target < n_classes

@@ -389,7 +389,10 @@ def sqnr_db(actual: NDArray[np.float32], expected: NDArray[np.float32]) -> float
     return float(10 * np.log10((expected.astype(np.float64) ** 2).sum() / (error**2).sum()))
 
 
-@pytest.mark.parametrize("name", ["unet", "vit", "depths", "two_scales", "shared", *ZOO])
+@pytest.mark.parametrize(
+    "name",
+    ["unet", "vit", "depths", "two_scales", "shared", *(pytest.param(name, marks=pytest.mark.slow) for name in ZOO)],
+)
 def test_the_tasks_are_as_near_to_float_as_with_the_peer(
     name: str, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:

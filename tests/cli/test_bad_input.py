@@ -24,6 +24,8 @@ from splitboard.contract.bundle import load_bundle
 from splitboard.contract.errors import UserError
 from splitboard.contract.samples import save_samples
 
+pytestmark = pytest.mark.usefixtures("quick_exports")
+
 TINY = Path(__file__).parents[1] / "models" / "tiny.py"
 IN_A_PROCESS = ("serve", "bench", "demo")
 """Verbs that would run for long, or for ever, if they did not refuse."""

@@ -23,6 +23,8 @@ from calib.gate.statistics import paired_limits
 from splitboard.cli.main import run
 from splitboard.contract.samples import save_samples
 
+pytestmark = pytest.mark.usefixtures("quick_exports")
+
 MODELS = Path(__file__).parents[1] / "models"
 SCHEMAS = Path(__file__).parents[2] / "docs" / "schema"
 WORKFLOW = Path(__file__).parents[2] / "examples" / "github" / "accuracy.yml"

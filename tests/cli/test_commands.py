@@ -93,10 +93,10 @@ def test_serve_says_its_url_and_ends_on_a_signal(tiny_bundle: Path) -> None:
         assert server.stdout is not None
         said = json.loads(server.stdout.readline())
         jsonschema.validate(said, json.loads((ROOT / "docs/schema/serve-output.schema.json").read_text()))
-        with urllib.request.urlopen(f"{said['url']}/v2/health/ready", timeout=5) as reply:
+        with urllib.request.urlopen(f"{said['url']}/v2/health/ready", timeout=60) as reply:
             assert reply.status == 200
         server.send_signal(signal.SIGTERM)
-        _, errors = server.communicate(timeout=20)
+        _, errors = server.communicate(timeout=60)
     assert server.returncode == 0
     assert "Traceback" not in errors
 

@@ -21,6 +21,8 @@ from splitboard.contract.bundle import load_bundle
 from splitboard.contract.record import FLOAT_REFERENCE, read_records
 from splitboard.contract.samples import load_samples
 
+pytestmark = pytest.mark.slow
+
 SCHEMAS = Path(__file__).parents[2] / "docs" / "schema"
 N_TEST = 654
 

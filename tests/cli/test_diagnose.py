@@ -17,6 +17,8 @@ from safetensors.torch import save_file
 from splitboard.cli.main import run
 from splitboard.contract.samples import save_samples
 
+pytestmark = pytest.mark.usefixtures("quick_exports")
+
 MODELS = Path(__file__).parents[1] / "models"
 SCHEMA = Path(__file__).parents[2] / "docs" / "schema" / "diagnose-output.schema.json"
 BOARDS = ("rpi5", "jetson-orin-nano")

@@ -26,6 +26,8 @@ from export.pt2 import checked_copy
 from splitboard.cli.main import run
 from splitboard.contract.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("quick_exports")
+
 NET = """
 import torch
 from torch import nn

@@ -22,6 +22,8 @@ from export.inputs import InputRequest
 from export.metadata import describe
 from export.model import Model, load_model
 
+pytestmark = pytest.mark.usefixtures("quick_exports")
+
 SHAPE = (1, 4, 6, 6)
 
 

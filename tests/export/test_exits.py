@@ -24,6 +24,8 @@ from export.splits import list_splits
 from splitboard.contract.errors import UserError
 from splitboard.contract.preprocess import Preprocessing
 
+pytestmark = pytest.mark.usefixtures("quick_exports")
+
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import families  # type: ignore[import-not-found, unused-ignore]
 import numpy as np
@@ -40,33 +40,21 @@ TASKS = {
 """In the order in which the model returns them; all others have the heads left and right."""
 
 
+LARGE = {"vgg16_two_heads", "resnet18_two_heads", "mobilenet_v3_small_two_heads", "efficientnet_b0_two_heads"}
+"""Their exports and proofs take a minute together. Each proves what the smaller ones prove, on a published network."""
+
+
+def each(names: Iterable[str]) -> list[Any]:
+    """A case per family."""
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in names]
+
+
 def inputs_of(name: str) -> dict[str, tuple[int, ...]]:
     size = FULL_SIZE.get(name)
     return {
         key: (1, 3, size, size) if size is not None and len(shape) == 4 else shape
         for key, shape in families.INPUTS[name].items()
     }
-
-
-@pytest.fixture(scope="module")
-def one_child() -> Iterator[None]:
-    """One child process for all exports of this file; that each has one of its own is tested beside."""
-    argv = [sys.executable, "-I", str(SOURCE / "export_worker.py")]
-    with (
-        subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as worker,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        requests, answers = worker.stdin, worker.stdout
-        assert requests is not None
-        assert answers is not None
-
-        def ask(request: str) -> subprocess.CompletedProcess[str]:
-            requests.write(request + "\n")
-            return subprocess.CompletedProcess(argv, int(answers.readline()), "", "")
-
-        patch.setattr("export.checkpoint.start_child", ask)
-        yield
-        requests.close()
 
 
 def _export(name: str, folder: Path) -> Path:
@@ -80,14 +68,15 @@ def _export(name: str, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def folders(one_child: None, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+def folder_of(quick_exports: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The model folder of a family, exported when it is first asked for."""
     folder = tmp_path_factory.mktemp("families")
-    return {name: _export(name, folder) for name in families.INPUTS}
+    return functools.cache(lambda name: _export(name, folder))
 
 
 @pytest.fixture(scope="module")
-def models(folders: Mapping[str, Path]) -> Mapping[str, Model]:
-    return {name: load_model(folder) for name, folder in folders.items()}
+def model_of(folder_of: Callable[[str], Path]) -> Callable[[str], Model]:
+    return functools.cache(lambda name: load_model(folder_of(name)))
 
 
 @pytest.fixture(scope="module")
@@ -113,9 +102,9 @@ def check_every_split(model: Model) -> int:
     return len(errors)
 
 
-@pytest.mark.parametrize("name", families.INPUTS)
-def test_every_split_of_every_family_is_the_whole(models: Mapping[str, Model], name: str) -> None:
-    model = models[name]
+@pytest.mark.parametrize("name", each(families.INPUTS))
+def test_every_split_of_every_family_is_the_whole(model_of: Callable[[str], Model], name: str) -> None:
+    model = model_of(name)
     assert [task.name for task in model.info.tasks] == model.graph.outputs == TASKS.get(name, ["left", "right"])
     assert {one.name: one.shape for one in model.info.inputs} == inputs_of(name)
     assert max(one.relative for one in model.info.parity.values()) <= 1e-4
@@ -128,58 +117,59 @@ def test_every_split_of_a_foreign_file_is_the_whole(foreign: Model) -> None:
     assert check_every_split(foreign) >= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "count"), [("efficientnet_b0_two_heads", 15), ("vgg16_two_heads", 5)])
 def test_natural_blocks_are_those_of_the_paper(
-    folders: Mapping[str, Path], name: str, count: int, capsys: pytest.CaptureFixture[str]
+    folder_of: Callable[[str], Path], name: str, count: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["splits", str(folders[name]), "--natural", "--blocks", "--json"]) == 0
+    assert run(["splits", str(folder_of(name)), "--natural", "--blocks", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)["splits"]
     assert len(shown) == count
     assert all(point["natural"] and point["block"] for point in shown)
     # The ids are those of the whole list.
-    assert run(["splits", str(folders[name]), "--json"]) == 0
+    assert run(["splits", str(folder_of(name)), "--json"]) == 0
     everything = {point["id"]: point for point in json.loads(capsys.readouterr().out)["splits"]}
     assert all(everything[point["id"]] == point for point in shown)
 
 
-@pytest.mark.parametrize(
-    ("name", "scopes"),
-    [
-        ("resnet18_two_heads", [f"layer{i}.{j}" for i in range(1, 5) for j in range(2)]),
-        ("mobilenet_v3_small_two_heads", [str(i) for i in range(1, 12)]),
-        ("efficientnet_lite0_two_heads", [f"blocks.{i}" for i in range(16)]),
-        ("vit", [f"blocks.{i}" for i in range(3)]),
-        ("depths", [f"blocks.{i}" for i in range(2)]),
-    ],
-)
-def test_blocks_carry_the_users_names(models: Mapping[str, Model], name: str, scopes: list[str]) -> None:
+BLOCKS = {
+    "resnet18_two_heads": [f"layer{i}.{j}" for i in range(1, 5) for j in range(2)],
+    "mobilenet_v3_small_two_heads": [str(i) for i in range(1, 12)],
+    "efficientnet_lite0_two_heads": [f"blocks.{i}" for i in range(16)],
+    "vit": [f"blocks.{i}" for i in range(3)],
+    "depths": [f"blocks.{i}" for i in range(2)],
+}
+
+
+@pytest.mark.parametrize("name", each(BLOCKS))
+def test_blocks_carry_the_users_names(model_of: Callable[[str], Model], name: str) -> None:
     from export.choice import choose
 
-    model = models[name]
+    model = model_of(name)
     splits = list_splits(model)
     prefix = "backbone." if name.endswith("two_heads") else ""
     blocks = [point.id for point in splits.points if point.block and len(point.crossing) == 1]
-    named = choose(model, splits, ",".join(prefix + scope for scope in scopes))
+    named = choose(model, splits, ",".join(prefix + scope for scope in BLOCKS[name]))
     assert [choice.point.id for choice in named] == blocks
 
 
-def test_multi_tensor_cuts_are_those_of_the_architecture(models: Mapping[str, Model]) -> None:
-    unet = {point.scope for point in list_splits(models["unet"]).points}
+def test_multi_tensor_cuts_are_those_of_the_architecture(model_of: Callable[[str], Model]) -> None:
+    unet = {point.scope for point in list_splits(model_of("unet")).points}
     assert "encoder.0 + encoder.1 + encoder.2 + bottom" in unet
     assert "encoder.0 + decoder.1" in unet
-    depths = {point.scope for point in list_splits(models["depths"]).points}
+    depths = {point.scope for point in list_splits(model_of("depths")).points}
     assert "blocks.1 + blocks.2 + blocks.3" in depths
-    scales = {point.scope for point in list_splits(models["two_scales"]).points}
+    scales = {point.scope for point in list_splits(model_of("two_scales")).points}
     assert "stages.0 + stages.1 + stages.2" in scales
-    two = [point for point in list_splits(models["two_inputs"]).points if "meta" in point.scope.split(" + ")]
+    two = [point for point in list_splits(model_of("two_inputs")).points if "meta" in point.scope.split(" + ")]
     assert two
     assert all(any(one.name == "meta" for one in point.crossing) for point in two)
 
 
-def test_a_head_that_leaves_early_can_answer_on_the_edge(models: Mapping[str, Model]) -> None:
+def test_a_head_that_leaves_early_can_answer_on_the_edge(model_of: Callable[[str], Model]) -> None:
     from export.choice import choose, place_tasks
 
-    model = models["depths"]
+    model = model_of("depths")
     splits = list_splits(model)
     point = next(p for p in splits.points if p.scope == "blocks.1 + blocks.2")
     assert "coarse" in point.local_tasks
@@ -199,27 +189,27 @@ def test_a_head_that_leaves_early_can_answer_on_the_edge(models: Mapping[str, Mo
     ],
 )
 def test_what_the_runtimes_cannot_run_is_refused_before_any_work(
-    folders: Mapping[str, Path], name: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder_of: Callable[[str], Path], name: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--board", "rpi5", "--split", "all", "--calib", str(tmp_path), "-o", str(tmp_path / "bundle")]
-    assert run(["build", str(folders[name]), *options]) == 3
+    assert run(["build", str(folder_of(name)), *options]) == 3
     said = capsys.readouterr().err
     assert words in said.splitlines()[0]
     assert "Try: " in said
     assert not (tmp_path / "bundle").exists()
 
 
-def test_means_over_the_image_become_global_average_pools(models: Mapping[str, Model]) -> None:
-    kinds = [node.op_type for node in models["reduced_mean"].graph.nodes]
+def test_means_over_the_image_become_global_average_pools(model_of: Callable[[str], Model]) -> None:
+    kinds = [node.op_type for node in model_of("reduced_mean").graph.nodes]
     assert kinds.count("GlobalAveragePool") == 2
     assert "ReduceMean" not in kinds
 
 
-def test_the_model_itself_still_gives_what_torch_gives(models: Mapping[str, Model]) -> None:
+def test_the_model_itself_still_gives_what_torch_gives(model_of: Callable[[str], Model]) -> None:
     """Not by the exporter's own parity check: the folder as written, on another input."""
     from export.reference import reference_session
 
-    model = models["depths"]
+    model = model_of("depths")
     net = families.depths()
     image = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(99))
     with torch.no_grad():

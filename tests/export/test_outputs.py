@@ -26,6 +26,8 @@ from export.reference import reference_session
 from splitboard.cli.main import run
 from splitboard.contract.errors import SplitboardError, UserError
 
+pytestmark = pytest.mark.usefixtures("quick_exports")
+
 NET = """
 from collections import OrderedDict
 from dataclasses import dataclass

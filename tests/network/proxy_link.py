@@ -10,7 +10,9 @@ Usage: python -m network.proxy_link QUEUE_BYTES
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 import sys
 import time
 
@@ -104,4 +106,6 @@ async def main(queue_bytes: int) -> None:
 
 
 if __name__ == "__main__":
+    with contextlib.suppress(PermissionError):  # a link is not slower when its machine is busy; without root it may be
+        os.setpriority(os.PRIO_PROCESS, 0, -15)
     asyncio.run(main(int(sys.argv[1])))

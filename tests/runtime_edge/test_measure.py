@@ -197,16 +197,18 @@ def test_energy_windows(bundle: Bundle, samples: Samples) -> None:
     with FakeEngine(bundle, bundle.splits) as engine:
         pipeline = local_pipeline(bundle, engine)
         found = measure_energy(
-            pipeline, [local], samples.images, FakeMeter(2.0), lambda *at: progress.append(at), 3, window_s=0.05
+            pipeline, [local], samples.images, FakeMeter(2.0), lambda *at: progress.append(at), 3, window_s=0.3
         )
     assert found.reason is None
     assert progress == [(i, 6) for i in range(1, 7)]
     assert (len(found.idle), len(found.by_split[local.id])) == (3, 3)
     for window in [*found.idle, *found.by_split[local.id]]:
         seconds = (window.end_ns - window.start_ns) * 1e-9
-        assert seconds >= 0.05
+        assert seconds >= 0.3
         assert window.energy_j is not None
-        assert window.energy_j == pytest.approx(2.0 * seconds, abs=2.0 * 0.05)
+        assert window.energy_j == pytest.approx(
+            2.0 * seconds, abs=2.0 * 0.15
+        )  # a busy machine may pause between meter and clock
         assert "estimate" in window.source
     assert all(window.n_samples == 0 for window in found.idle)
     assert all(window.n_samples > 0 for window in found.by_split[local.id])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 from boards.zipapp import build_zipapp
@@ -27,8 +28,8 @@ def test_the_bundle_passes_its_self_check_in_tflite_runtime(
 def test_numpy_2_is_refused_with_the_reason(old_python: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     """With numpy 2 the interpreter dies in its constructor without saying why; we say it first."""
     site = tmp_path / "numpy2"
-    argv = [str(old_python), "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), "numpy>=2,<2.3"]
-    subprocess.run(argv, check=True, capture_output=True)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--no-deps", "--target", str(site)]
+    subprocess.run([*pip, "numpy>=2,<2.3"], check=True, capture_output=True)
     runtime = build_zipapp(tmp_path / "splitboard-edge.pyz")
     command = [str(old_python), str(runtime), "selfcheck", "--bundle", str(tiny_bundle)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={"PYTHONPATH": str(site)})

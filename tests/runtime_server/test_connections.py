@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from asking import INFER, ask, raw_request, refusal, remote_request, scores
+from asking import INFER, ask, raw_request, refusal, remote_request, scores, until_draining
 from prometheus_client.parser import text_string_to_metric_families
 from serving import Running, running_server
 
@@ -215,7 +215,7 @@ def test_more_connections_than_allowed_are_refused(tiny_bundle: Path) -> None:
             ((status, body),) = answers(ninth, 1)
         assert (status, refusal(body)) == (503, "overloaded")
         stack.close()
-        for _ in range(50):  # the server notices a moment later
+        for _ in range(300):  # the server notices a moment later
             status = ask(running.port, "GET", "/v2/health/live")[0]
             if status == 200:
                 break
@@ -273,14 +273,31 @@ def test_ten_thousand_half_open_connections_hurt_nobody(tiny_bundle: Path, begin
 
 def test_200_at_once_on_a_queue_of_64(slow: Running, slow_bundle: Path) -> None:
     before = {name: count(slow, name) for name in ("splitboard_requests_total", "splitboard_failures_total")}
-    body, headers = remote_request(slow_bundle)
+    found: Counter[tuple[int, str]] = Counter()
+    for n_times in range(1, 6):  # on a busy machine the requests may come so slowly that the queue never fills
+        found += two_hundred(slow, slow_bundle)
+        assert found.total() == 200 * n_times
+        if found[503, "overloaded"]:
+            break
+    assert set(found) == {(200, ""), (503, "overloaded")}
+    assert found[200, ""] >= 65  # those that waited, and the one whose turn it was
+    assert count(slow, "splitboard_requests_total") - before["splitboard_requests_total"] == found[200, ""]
+    refused = count(slow, "splitboard_failures_total", reason="overloaded", model="tiny-s00")
+    assert refused == found[503, "overloaded"]
+    assert count(slow, "splitboard_failures_total") - before["splitboard_failures_total"] == refused
+    assert count(slow, "splitboard_queue_depth") == 0
+
+
+def two_hundred(slow: Running, folder: Path) -> Counter[tuple[int, str]]:
+    """What became of so many requests at once."""
+    body, headers = remote_request(folder)
     found: Counter[tuple[int, str]] = Counter()
     ready = threading.Barrier(200)
 
     def go() -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", slow.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", slow.port, timeout=120)
         connection.connect()
-        ready.wait(60)
+        ready.wait(120)
         connection.request("POST", INFER, body, headers)
         reply = connection.getresponse()
         text = reply.read()
@@ -292,62 +309,58 @@ def test_200_at_once_on_a_queue_of_64(slow: Running, slow_bundle: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert set(found) == {(200, ""), (503, "overloaded")}
-    assert found.total() == 200
-    assert found[200, ""] >= 65  # those that waited, and the one whose turn it was
-    assert count(slow, "splitboard_requests_total") - before["splitboard_requests_total"] == found[200, ""]
-    refused = count(slow, "splitboard_failures_total", reason="overloaded", model="tiny-s00")
-    assert refused == found[503, "overloaded"]
-    assert count(slow, "splitboard_failures_total") - before["splitboard_failures_total"] == refused
-    assert count(slow, "splitboard_queue_depth") == 0
+    return found
 
 
 def test_an_expired_request_is_refused_and_not_computed(slow: Running, slow_bundle: Path) -> None:
     before = count(slow, "splitboard_requests_total")
+    n_long = 40  # so many that the last one waits, however slowly they are sent
     long, short = (raw_request(*remote_request(slow_bundle, timeout=us)) for us in (60_000_000, 1000))
     with contextlib.ExitStack() as stack:
-        connections = [stack.enter_context(connect(slow)) for _ in range(6)]
-        for connection in connections[:5]:
+        connections = [stack.enter_context(connect(slow)) for _ in range(n_long + 1)]
+        for connection in connections[:n_long]:
             connection.sendall(long)
-        time.sleep(0.01)
-        connections[5].sendall(short)
+        connections[n_long].sendall(short)
         statuses = [answers(connection, 1)[0] for connection in connections]
-    assert [status for status, _ in statuses] == [200] * 5 + [504]
-    assert refusal(statuses[5][1]) == "expired"
-    assert count(slow, "splitboard_requests_total") - before == 5
+    assert [status for status, _ in statuses] == [200] * n_long + [504]
+    assert refusal(statuses[n_long][1]) == "expired"
+    assert count(slow, "splitboard_requests_total") - before == n_long
 
 
 def test_a_client_that_goes_away_while_it_waits_is_not_computed_for(slow: Running, slow_bundle: Path) -> None:
     before = count(slow, "splitboard_requests_total")
     whole = raw_request(*remote_request(slow_bundle))
-    stays = [connect(slow) for _ in range(5)]
+    n_stay = 40  # so many that those who go wait until they have gone
+    stays, goes = ([connect(slow) for _ in range(number)] for number in (n_stay, 20))
     for connection in stays:
         connection.sendall(whole)
-    for _ in range(20):
-        with connect(slow) as connection:
-            connection.sendall(whole)
-    assert [answers(connection, 1)[0][0] for connection in stays] == [200] * 5
+    for connection in goes:
+        connection.sendall(whole)
+        connection.close()
+    assert [answers(connection, 1)[0][0] for connection in stays] == [200] * n_stay
     for connection in stays:
         connection.close()
     while count(slow, "splitboard_queue_depth"):
         time.sleep(0.05)
     computed = count(slow, "splitboard_requests_total") - before
-    assert 5 <= computed < 15, computed
+    assert n_stay <= computed < n_stay + 10, computed
 
 
-def test_sigterm_with_30_in_flight(slow_bundle: Path) -> None:
+def test_sigterm_with_60_in_flight(slow_bundle: Path) -> None:
     whole = raw_request(*remote_request(slow_bundle))
     with running_server(slow_bundle, workers=1) as running, contextlib.ExitStack() as stack:
-        connections = [stack.enter_context(connect(running)) for _ in range(30)]
+        connections = [stack.enter_context(connect(running)) for _ in range(60)]
         late = stack.enter_context(connect(running))
         for connection in connections:
             connection.sendall(whole)
-        time.sleep(0.1)
+        # Until all have been read; of the last one may be that it is computed.
+        while count(running, "splitboard_queue_depth") + count(running, "splitboard_requests_total") < 59:
+            time.sleep(0.01)
         running.process.send_signal(signal.SIGTERM)
-        time.sleep(0.1)
+        until_draining(running.port)
         late.sendall(LIVE.replace(b"live", b"ready") + whole)
         assert ask(running.port, "POST", INFER, *remote_request(slow_bundle))[0] == 503  # a new connection, too
-        assert [answers(connection, 1)[0][0] for connection in connections] == [200] * 30
+        assert [answers(connection, 1)[0][0] for connection in connections] == [200] * 60
         ((status, body),) = answers(late, 1)
         assert (status, json.loads(body)) == (503, {"ready": False})
         assert running.process.wait(30) == 0

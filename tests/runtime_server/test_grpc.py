@@ -36,7 +36,7 @@ def call(
     channel: grpc.Channel,
     method: str = "ModelInfer",
     data: bytes = b"",
-    timeout: float = 20,
+    timeout: float = 60,
     service: str = SERVICE,
     metadata: tuple[tuple[str, str], ...] = (),
 ) -> tuple[str, str | None, bytes]:
@@ -61,17 +61,17 @@ class Held:
 
         def wait() -> Request:
             began.set()
-            self._free.wait(30)
+            self._free.wait(120)
             raise WireError(Reason.EXPIRED, "this one only kept the worker busy")
 
         now_ns = time.perf_counter_ns()
         ticket = Ticket(self.service.models[MODEL], wait, now_ns, now_ns, lambda result: None)
         self.service.submit(ticket, lambda call: call())
-        assert began.wait(10)
+        assert began.wait(60)
 
     def until_waiting(self, count: int) -> None:
         """Returns when so many requests wait."""
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while self.service.n_waiting != count:
             assert time.monotonic() < end
             time.sleep(0.005)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import http.client
 import json
 import re
 import signal
@@ -18,7 +17,7 @@ import grpc
 import numpy as np
 import onnxruntime
 import pytest
-from asking import INFER, by_hand, refusal, remote_request, wire_tensor
+from asking import INFER, by_hand, raw_request, refusal, remote_request, until_draining, wire_tensor
 from serving import Running, running_server, start_server
 
 from runtime_server.grpc_messages import CLASSES, SERVICE
@@ -216,18 +215,19 @@ def test_both_fronts_serve_one_queue_and_end_together(slow_bundle: Path) -> None
     tensor = body[int(headers["Inference-Header-Content-Length"]) :]
     infer = CLASSES["ModelInferRequest"](model_name="tiny-s00", raw_input_contents=[tensor])
     infer.inputs.add(name="image", datatype="UINT8", shape=[1, 32, 32, 1])
-    with running_server(slow_bundle, grpc_port=0, workers=1) as running, grpc.insecure_channel(running.grpc) as channel:
+    options = {"grpc_port": 0, "workers": 1}
+    with running_server(slow_bundle, **options) as running, grpc.insecure_channel(running.grpc) as channel:
         assert call(channel, "ServerReady").ready
         ask_for = channel.unary_unary(
             f"/{SERVICE}/ModelInfer",
             lambda message: message.SerializeToString(),
             CLASSES["ModelInferResponse"].FromString,
         )
-        waiting = [ask_for.future(infer, timeout=30) for _ in range(12)]
-        while taken(running) < 11:  # of the last one may be that it is computed
-            time.sleep(0.001)
+        waiting = [ask_for.future(infer, timeout=60) for _ in range(40)]
+        while taken(running) < 39:  # of the last one may be that it is computed
+            time.sleep(0.01)
         running.process.send_signal(signal.SIGTERM)
-        time.sleep(0.1)
+        until_draining(running.port)
         status, _, said = ask(running, "POST", INFER, body, headers)
         assert (status, refusal(said)) == (503, "draining")
         with pytest.raises(grpc.RpcError) as late:
@@ -250,17 +250,15 @@ def test_what_runs_is_finished_before_the_server_ends(tiny_bundle: Path) -> None
     bundle = load_bundle(tiny_bundle)
     body, headers = by_hand(bundle, tiny_bundle, bundle.splits[0], wire_tensor(bundle.splits[0]))
     with running_server(tiny_bundle) as running:
-        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=20)
-        connection.putrequest("POST", INFER)
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
-            connection.putheader(name, value)
-        connection.endheaders(body[:100])
-        time.sleep(0.3)  # the server has begun to read
-        running.process.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
-        connection.send(body[100:])
-        assert connection.getresponse().status == 200
-        connection.close()
+        head = raw_request(body, {**headers, "Expect": "100-continue"})[: -len(body)]
+        with socket.create_connection(("127.0.0.1", running.port), 60) as connection:
+            connection.sendall(head)
+            assert connection.recv(25, socket.MSG_WAITALL) == b"HTTP/1.1 100 Continue\r\n\r\n"  # it has begun to read
+            connection.sendall(body[:100])
+            running.process.send_signal(signal.SIGTERM)
+            until_draining(running.port)
+            connection.sendall(body[100:])
+            assert connection.recv(12, socket.MSG_WAITALL) == b"HTTP/1.1 200"
         assert running.process.wait(30) == 0
 
 

@@ -160,7 +160,7 @@ def test_the_same_edge_gets_the_same_bits_from_triton_and_from_us(
             found = []
             for link in (theirs, ours):
                 pipeline = Pipeline(bundle, sha256, splits, engine, Sender(link))
-                link.check_pair(pipeline.interfaces[split.id], timeout_s=10)
+                link.check_pair(pipeline.interfaces[split.id], timeout_s=60)
                 found.append([pipeline.infer(split, image).scores for image in images])
             assert found[0] == found[1]  # floats, equal bit for bit
 
@@ -199,7 +199,7 @@ def test_triton_refuses_another_bundle(triton: Triton, tiny_bundle: Path) -> Non
     to = interface(bundle, "0" * 64, bundle.splits[0])
     with Link(triton.url) as link:
         with pytest.raises(LinkError, match='serves tiny-s00 of bundle "') as refused:
-            link.check_pair(to, timeout_s=10)
+            link.check_pair(to, timeout_s=60)
         assert refused.value.reason == "pair"
         with pytest.raises(LinkError, match="tiny-s00 is of bundle"):
             Sender(link).ask(to, ["shape"], tensors_of(bundle)["s00"], PLAIN)
@@ -228,8 +228,8 @@ def all_at_once(url: str, to: Interface, inputs: dict[str, Any]) -> Counter[str]
 
     def go() -> None:
         with Link(url) as link:
-            link.ping(10)
-            together.wait(30)
+            link.ping(120)
+            together.wait(120)
             try:
                 Sender(link).ask(to, ["shape"], inputs, PLAIN)
                 outcomes["answered"] += 1
