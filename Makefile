@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_OUT ?= demo-out
 
-.PHONY: demo test check format readme triton clean
+.PHONY: demo test check format readme triton userland clean
 
 # A stamp per extra, renewed when what it was made from changes; so a second run starts at once.
 $(VENV)/.installed-%: pyproject.toml constraints.txt
@@ -40,6 +40,10 @@ triton: .venv-triton/.installed
 	$(PYTHON) -m venv .venv-triton
 	.venv-triton/bin/python -m pip install --quiet --disable-pip-version-check nvidia-pytriton==0.7.0 "tritonclient[grpc,http]==2.73.0" onnxruntime==$$(sed -n 's/^onnxruntime==\([^;]*\).*/\1/p' constraints.txt)
 	@touch $@
+
+# Arm Debians for emulated boards, into the user's cache.
+userland: $(VENV)/.installed-dev
+	$(BIN)/python -m boards.emulated
 
 clean:
 	rm -rf $(VENV) .venv-triton build *.egg-info $(DEMO_OUT)

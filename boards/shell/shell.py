@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from typing import Protocol
 from splitboard.contract.errors import UserError
 
 RUN_TIMEOUT_S = 60.0
+_SHOWN_CHARACTERS = 200
+"""Of a command, in a message."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,9 @@ class Shell(Protocol):
     def follow(self, argv: Sequence[str], on_line: Callable[[str], None]) -> Completed:
         """Runs a program as long as it takes and hands on each line that it complains (stderr) at once.
 
+        Its standard input is empty and does not end before the connection does: a program that must not outlive whoever
+        follows it can read that.
+
         Raises:
             ConnectionLost: the connection broke.
         """
@@ -70,7 +76,7 @@ class Shell(Protocol):
         Args:
             source: here.
             target: there; its folder is made.
-            progress: called with the bytes done and the bytes in all.
+            progress: called with the bytes done and the bytes in all, maybe from another thread.
 
         Raises:
             ConnectionLost: the connection broke; the next call goes on from there.
@@ -79,6 +85,8 @@ class Shell(Protocol):
 
     def get(self, source: PurePosixPath, target: Path) -> None:
         """Copies a file from the board; it has its name only when it is whole and its checksum is the board's.
+
+        What a broken transfer left here is taken up.
 
         Raises:
             ConnectionLost: the connection broke.
@@ -90,4 +98,50 @@ class Shell(Protocol):
 
         Yields:
             The port on the board.
+
+        Raises:
+            UserError: the board does not allow it.
         """
+
+
+# What every shell says in the same words.
+
+
+def connection_lost(name: str) -> ConnectionLost:
+    """The connection to a station broke."""
+    tries = ["run the same command again: what has arrived stays there", "look whether the board is restarting"]
+    return ConnectionLost(f'the connection to station "{name}" is lost', tries)
+
+
+def out_of_time(name: str, argv: Sequence[str], timeout_s: float) -> UserError:
+    """A program did not end in time."""
+    return UserError(
+        f'station "{name}" took longer than {timeout_s:g} s for "{_short(argv)}"',
+        ["look what else runs on the board: top"],
+    )
+
+
+def _short(argv: Sequence[str]) -> str:
+    text = shlex.join(argv)
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
+
+
+def no_space(name: str, path: str) -> UserError:
+    """The disk is full."""
+    return UserError(
+        f'station "{name}" has no space for "{path}"',
+        ["look what takes it: df -h, on the board", "give the station another root in stations.toml"],
+    )
+
+
+def no_permission(name: str, path: str) -> UserError:
+    """The user may not."""
+    return UserError(
+        f'station "{name}" does not let its user read or write "{path}"',
+        ["give the station a root in stations.toml that its user owns; nothing is done as root"],
+    )
+
+
+def not_there(name: str, path: str) -> UserError:
+    """No such file."""
+    return UserError(f'station "{name}" has no file "{path}"')
