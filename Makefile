@@ -7,7 +7,7 @@ DEMO_OUT ?= demo-out
 # Two processes of a thread each: threads of both on the same cores wait for one another, some of them six times as long.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-slow check format readme triton clean
+.PHONY: demo test test-slow check format readme triton userland clean
 
 # A stamp per extra, renewed when what it was made from changes; so a second run starts at once.
 $(VENV)/.installed-%: pyproject.toml constraints.txt
@@ -22,7 +22,7 @@ demo: $(VENV)/.installed-demo
 test: $(VENV)/.installed-dev
 	$(PYTEST) -m "not slow"
 
-# The whole demo, large networks, a hundred thousand hostile streams.
+# The whole demo, large networks, a hundred thousand hostile streams, emulated boards.
 test-slow: $(VENV)/.installed-dev
 	$(PYTEST) -m slow
 
@@ -47,6 +47,10 @@ triton: .venv-triton/.installed
 	$(PYTHON) -m venv .venv-triton
 	.venv-triton/bin/python -m pip install --quiet --disable-pip-version-check nvidia-pytriton==0.7.0 "tritonclient[grpc,http]==2.73.0" onnxruntime==$$(sed -n 's/^onnxruntime==\([^;]*\).*/\1/p' constraints.txt)
 	@touch $@
+
+# Arm Debians for emulated boards, into the user's cache.
+userland: $(VENV)/.installed-dev
+	$(BIN)/python -m boards.emulated
 
 clean:
 	rm -rf $(VENV) .venv-triton build *.egg-info $(DEMO_OUT)

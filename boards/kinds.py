@@ -18,6 +18,12 @@ else:
 
 _FOLDER = Path(__file__).with_name("kinds")
 
+_GENERIC = {"x86_64": "linux-x86-64", "aarch64": "linux-arm64"}
+"""The generic kind by what ``uname -m`` prints."""
+
+_WRITTEN = {"tflite": ("int8", "fp16", "fp32", "int16x8"), "onnx": ("int8",)}
+"""Precisions that a build writes, by format. A kind may run more than that."""
+
 
 def kind_names() -> list[str]:
     """Names of all kinds, sorted."""
@@ -40,17 +46,28 @@ def load_kind(name: str) -> BoardKind:
 
 
 def require_precision(kind: BoardKind, precision: str) -> None:
-    """Refuses a precision that the kind does not run, with the reason.
+    """Refuses to build what the kind does not run, with the reason, or what no build writes for it yet.
 
     Raises:
-        UserError: it does not.
+        UserError: it is one of these.
     """
-    if precision in kind.precisions:
-        return
+    written = [one for one in kind.precisions if one in _WRITTEN[kind.format]]
     tries = [f"{kind.name} runs: {', '.join(kind.precisions)}"]
+    if precision in kind.precisions and precision not in written:
+        raise UserError(
+            f'"{precision}" for "{kind.name}" cannot be built yet: its format is {kind.format}, which is written as '
+            f"{', '.join(_WRITTEN[kind.format])} alone",
+            [f"--precision {one}" for one in written] or ["--board of another kind: splitboard boards"],
+        )
     if precision in kind.refused:
         raise UserError(f'"{kind.name}" does not run "{precision}": {kind.refused[precision]}', tries)
-    raise UserError(f'unknown precision "{precision}"', tries)
+    if precision not in kind.precisions:
+        raise UserError(f'unknown precision "{precision}"', tries)
+
+
+def generic_kind(machine: str) -> BoardKind | None:
+    """The generic kind of an architecture as ``uname -m`` prints it; ``None`` where there is none."""
+    return load_kind(_GENERIC[machine]) if machine in _GENERIC else None
 
 
 def this_machine() -> BoardKind:
@@ -59,8 +76,15 @@ def this_machine() -> BoardKind:
     Raises:
         UserError: its architecture has no generic kind.
     """
-    machine = platform.machine()
-    names = {"x86_64": "linux-x86-64", "aarch64": "linux-arm64"}
-    if machine not in names:
-        raise UserError(f'no generic kind of board for the architecture "{machine}"', ["name a kind with --board"])
-    return load_kind(names[machine])
+    kind = generic_kind(platform.machine())
+    if kind is None:
+        raise UserError(
+            f'no generic kind of board for the architecture "{platform.machine()}"', ["name a kind with --board"]
+        )
+    return kind
+
+
+def runs_bundles_of(kind: BoardKind, built_for: str) -> bool:
+    """Whether boards of a kind run bundles that were built for ``built_for``: their own, and their generic kind's."""
+    generic = generic_kind(kind.machine)
+    return built_for == kind.name or (generic is not None and built_for == generic.name)

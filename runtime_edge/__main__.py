@@ -14,14 +14,17 @@ from typing import Callable, Iterator, List, NoReturn, Optional, Sequence, Tuple
 
 import numpy as np
 
-from runtime_edge.bench.energy import NOT_ASKED, EnergyWindows, measure_energy
+from runtime_edge.bench.clocks import SUDO, cool_down, governor_changes, held, power_mode_changes
+from runtime_edge.bench.energy import N_WINDOWS, NOT_ASKED, WINDOW_S, EnergyWindows, Plan, measure_energy
 from runtime_edge.bench.environment import read_environment
 from runtime_edge.bench.measure import Conditions, measure, records
-from runtime_edge.bench.meters import find_meter
+from runtime_edge.bench.tether import tethered
 from runtime_edge.engines.choice import make_engine
 from runtime_edge.engines.litert import LiteRtEngine, find_interpreter
 from runtime_edge.link.link import Link
 from runtime_edge.link.sender import CODINGS, PLAIN, Sender
+from runtime_edge.meters.find import AUTO, HELP, find_meter
+from runtime_edge.meters.meter import Meter
 from runtime_edge.pipeline import Pipeline
 from runtime_edge.run_verb import (
     EXIT_INTERRUPTED,
@@ -41,6 +44,7 @@ from splitboard.contract.errors import (
     EXIT_GATE_FAILED,
     EXIT_PASS,
     EXIT_USER_ERROR,
+    Inconclusive,
     SplitboardError,
     UserError,
 )
@@ -49,6 +53,7 @@ from splitboard.contract.record import write_records
 from splitboard.contract.samples import Samples, load_samples
 
 EXIT_BROKEN_PIPE = 141
+COOL_DOWN_S = 600.0
 
 _EXAMPLES = """examples:
   python3 splitboard-edge.pyz doctor
@@ -102,10 +107,32 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--splits", default="all", metavar="ID,ID", help="ids or all (default)")
     bench.add_argument("--out", type=Path, required=True, metavar="RUNS.jsonl")
     bench.add_argument("--warmup", type=int, default=20, metavar="N", help="discarded per split (default 20)")
-    bench.add_argument("--energy", action="store_true", help="also energy: about a minute per split")
+    _add_energy_options(bench)
+    _add_board_options(bench)
     bench.add_argument("--emulated", action="store_true", help="the processor is emulated: no time means anything")
     bench.add_argument("--board", metavar="KIND", help="kind of board, for the record (default: the bundle's)")
     return parser
+
+
+def _add_energy_options(bench: argparse.ArgumentParser) -> None:
+    bench.add_argument("--energy", action="store_true", help="also energy: about a minute per split")
+    bench.add_argument("--require-energy", action="store_true", help="energy, or exit 2 where no meter tells it")
+    bench.add_argument("--meter", default=AUTO, metavar="NAME", help=HELP)
+    bench.add_argument("--cross-check", metavar="NAME", help="a second meter, named likewise, over the same windows")
+    bench.add_argument("--windows", type=int, default=N_WINDOWS, metavar="N", help=f"per split (default {N_WINDOWS})")
+    bench.add_argument(
+        "--window-s", type=float, default=WINDOW_S, metavar="S", help=f"length of a window (default {WINDOW_S:g})"
+    )
+
+
+def _add_board_options(bench: argparse.ArgumentParser) -> None:
+    bench.add_argument("--governor", metavar="NAME", help="while it measures, e.g. performance; put back afterwards")
+    bench.add_argument("--power-mode", metavar="NAME", help="of a Jetson, e.g. MAXN; put back afterwards")
+    bench.add_argument("--sudo", action="store_true", help="set both as root, by sudo -n")
+    bench.add_argument("--start-temperature", type=float, metavar="C", help="wait until the board is so cool")
+    bench.add_argument("--cool-down", type=float, default=COOL_DOWN_S, metavar="S", help="longest wait for that")
+    bench.add_argument("--end-with-stdin", action="store_true", help="do not outlive the connection that started it")
+    bench.add_argument("--progress-lines", action="store_true", help="progress for a program: lines on standard error")
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -144,11 +171,38 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
+    with contextlib.ExitStack() as stack:
+        if options.end_with_stdin:
+            stack.enter_context(tethered())
+        stack.enter_context(_steady(options))
+        return _measured(options)
+
+
+@contextlib.contextmanager
+def _steady(options: argparse.Namespace) -> Iterator[None]:
+    """Governor and power mode held, and the board cooled down."""
+    changes = [] if options.governor is None else governor_changes(options.governor)
+    changes += [] if options.power_mode is None else power_mode_changes(options.power_mode)
+    with held(changes, SUDO if options.sudo else ()):
+        if options.start_temperature is not None:
+            cool_down(
+                options.start_temperature,
+                options.cool_down,
+                lambda: read_environment("none").temperature_c,
+                _note,
+            )
+        yield
+
+
+def _measured(options: argparse.Namespace) -> int:
     bundle = load_bundle(options.bundle)
     splits = _splits(options.splits, bundle)
     samples = _samples(options, bundle)
     if options.warmup < 0:
         raise UserError(f'--warmup is "{options.warmup}"', ["--warmup 20"])
+    meters = _meters(options)
+    plan = _plan(options)
+    bar = _lines if options.progress_lines else _bar
     with _opened(options, bundle, splits) as (pipeline, engine):
         conditions = Conditions(
             bundle=bundle,
@@ -160,13 +214,47 @@ def _bench(options: argparse.Namespace) -> int:
             n_warmup=options.warmup,
         )
         before = read_environment(engine)
-        timings = measure(pipeline, splits, samples.images, options.warmup, _bar("latency"))
+        timings = measure(pipeline, splits, samples.images, options.warmup, bar("latency"))
         energy = EnergyWindows({}, (), NOT_ASKED)
-        if options.energy:
-            energy = measure_energy(pipeline, splits, samples.images, find_meter(), _bar("energy"))
+        if meters is not None:
+            energy = measure_energy(pipeline, splits, samples.images, meters[0], bar("energy"), plan, meters[1])
         after = read_environment(engine)
     write_records(options.out, records(conditions, splits, samples, timings, energy, before, after))
+    if options.require_energy:
+        _check_energy(energy)
     return EXIT_PASS
+
+
+def _meters(options: argparse.Namespace) -> Optional[Tuple[Meter, Optional[Meter]]]:
+    """The meter and the one to check it with; ``None`` where no energy is asked for."""
+    if not (options.energy or options.require_energy):
+        if options.meter != AUTO or options.cross_check is not None:
+            raise UserError("--meter and --cross-check are of --energy", ["--energy"])
+        return None
+    meter = find_meter(spec=options.meter)
+    facts = meter.facts()
+    if options.require_energy and (facts is None or not facts.total):
+        reason = meter.source if facts is None else meter.read().reason
+        raise Inconclusive(f'energy is required and there is none: "{reason}"', ["--meter NAME", "--energy"])
+    return meter, None if options.cross_check is None else find_meter(spec=options.cross_check)
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    for name, value in (("--windows", options.windows), ("--window-s", options.window_s)):
+        if not 0 < value < float("inf"):
+            raise UserError(f'{name} is "{value}"', [f"{name} 5"])
+    return Plan(options.windows, options.window_s)
+
+
+def _check_energy(energy: EnergyWindows) -> None:
+    """Refuses a run whose meter has failed in the middle; its records are there all the same."""
+    for split_id, windows in energy.by_split.items():
+        failed = [window.source for window in windows if window.energy_j is None]
+        if failed:
+            raise Inconclusive(
+                f'energy is required and "{len(failed)}" windows of split "{split_id}" have none: {failed[0]}',
+                ["measure again"],
+            )
 
 
 def _splits(wanted: str, bundle: Bundle) -> Tuple[Split, ...]:
@@ -209,6 +297,24 @@ def _say(text: str) -> None:
     """One answer on standard output, at once, so that another program can follow a long run."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
+
+
+def _note(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def _lines(what: str) -> Callable[[int, int], None]:
+    """Progress as lines for the program that started this: ``progress WHAT DONE TOTAL``, at every percent."""
+    shown = -1
+
+    def tell(done: int, total: int) -> None:
+        nonlocal shown
+        if 100 * done // total != shown:
+            shown = 100 * done // total
+            _note(f"progress {what} {done} {total}")
+
+    return tell
 
 
 def _bar(what: str) -> Callable[[int, int], None]:

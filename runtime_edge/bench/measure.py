@@ -181,6 +181,9 @@ def records(
                 energy_reason=energy.reason,
                 before=before,
                 after=after,
+                meter=energy.meter,
+                check_windows=(energy.check_by_split or {}).get(split.id, ()),
+                check_meter=energy.check_meter,
             )
         )
     return made

@@ -1,4 +1,4 @@
-"""Measures a bundle on this machine: the server half in one process, the edge half in another, the wire in between."""
+"""Measures a bundle, on this machine or on boards: the server half in one process, the edge half in another."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +18,9 @@ from pathlib import Path
 import numpy as np
 import typer
 
+from boards.bench.request import BenchRequest, bench_argv, here
+from boards.bench.station import bench_on
+from boards.open_board import open_board
 from boards.zipapp import NAME, build_zipapp
 from calib.gate.deployed import float_outputs
 from runtime_edge.bench.environment import read_environment
@@ -27,48 +32,6 @@ from splitboard.contract.record import FLOAT_REFERENCE, RunRecord, read_records,
 from splitboard.contract.samples import Samples, load_samples
 
 _STOP_S = 10
-
-
-@dataclass(frozen=True)
-class BenchRequest:
-    """What to measure.
-
-    Attributes:
-        data: labelled images.
-        server: URL; ``None`` where every split is local.
-        splits: ids, or ``all``.
-        out: the ``.jsonl`` to write.
-        n_warmup: inferences per split that are discarded.
-        threads: of the edge engine.
-        limit: only the first images; ``None`` for all.
-        energy: also measure energy.
-        coding: of requests: ``none``, ``zstd`` or ``jpeg``.
-        token_file: holds the server's token.
-        ca: certificates to trust for https.
-    """
-
-    data: Path
-    server: str | None
-    splits: Sequence[str]
-    out: Path
-    n_warmup: int = 20
-    threads: int = 1
-    limit: int | None = None
-    energy: bool = False
-    coding: str = "none"
-    token_file: Path | None = None
-    ca: Path | None = None
-
-    def argv(self, bundle_folder: Path, board: str) -> list[str]:
-        """Arguments of the edge runtime's ``bench``."""
-        argv = ["bench", "--bundle", str(bundle_folder), "--data", str(self.data), "--out", str(self.out)]
-        argv += ["--splits", ",".join(self.splits), "--board", board]
-        argv += ["--warmup", str(self.n_warmup), "--threads", str(self.threads)]
-        argv += ["--server", self.server] if self.server is not None else []
-        argv += ["--coding", self.coding]
-        for option, value in (("--limit", self.limit), ("--token-file", self.token_file), ("--ca", self.ca)):
-            argv += [option, str(value)] if value is not None else []
-        return [*argv, "--energy"] if self.energy else argv
 
 
 @contextlib.contextmanager
@@ -114,7 +77,7 @@ def bench_here(bundle_folder: Path, bundle: Bundle, request: BenchRequest) -> li
     """
     with tempfile.TemporaryDirectory() as folder:
         runtime = build_zipapp(Path(folder) / NAME)
-        argv = [sys.executable, "-I", str(runtime), *request.argv(bundle_folder, bundle.board)]
+        argv = [sys.executable, "-I", str(runtime), *bench_argv(request, here(request, bundle_folder), bundle.board)]
         done = subprocess.run(argv, check=False)
     if done.returncode != 0:
         raise _failed("edge runtime", done.returncode)
@@ -166,10 +129,104 @@ def _limited(samples: Samples, limit: int | None) -> Samples:
 
 
 def bench(bundle_folder: Path, bundle: Bundle, request: BenchRequest) -> list[RunRecord]:
-    """Float reference and all splits, written to one file of run records."""
+    """Float reference and all splits on this machine, written to one file of run records."""
     with steps("splitboard") as show:
         reference = float_reference(bundle_folder, bundle, request, show)
     # Outside: the edge runtime draws its own progress on the terminal.
     records = [reference, *bench_here(bundle_folder, bundle, request)]
     write_records(request.out, records)
     return records
+
+
+@dataclass(frozen=True)
+class Boards:
+    """Where to measure, and how to get there.
+
+    Attributes:
+        names: stations, addresses or emulated boards, each once.
+        stations: the stations file, ``None`` for the usual ones.
+        accept_host_key: on first contact, take a board's host key without asking.
+        wheelhouse: folder of wheels for the boards, ``None`` to fetch them.
+    """
+
+    names: tuple[str, ...]
+    stations: Path | None = None
+    accept_host_key: bool = False
+    wheelhouse: Path | None = None
+
+
+def bench_boards(
+    bundle_folder: Path, bundle: Bundle, request: BenchRequest, boards: Boards
+) -> dict[str, tuple[Path, list[RunRecord]]]:
+    """The same on boards, all of them at once.
+
+    Args:
+        bundle_folder: the bundle.
+        bundle: its manifest.
+        request: what to measure.
+        boards: where.
+
+    Returns:
+        By board, the file of its run records and what is in it. One board's file is ``request.out``; of several each
+        has its own beside it, ``today.pi1.jsonl`` of ``today.jsonl``.
+
+    Raises:
+        SplitboardError: the first board's that failed; the records of the others are written.
+    """
+    samples = _limited(load_samples(request.data, bundle.preprocessing.source_channels), request.limit)
+    lock = threading.Lock()
+    with steps("splitboard") as show:
+
+        def tell(name: str) -> Callable[[str, int, int], None]:
+            def shown(step: str, done: int, total: int) -> None:
+                with lock:
+                    show(f"{name}:{step}", done, total)
+
+            return shown
+
+        reference = float_reference(bundle_folder, bundle, request, show)
+
+        def one(name: str) -> tuple[Path, list[RunRecord]]:
+            found = on_board(name, bundle_folder, bundle, request, samples, boards, tell(name))
+            out = request.out if len(boards.names) == 1 else request.out.with_suffix(f".{_plain(name)}.jsonl")
+            write_records(out, [reference, *found])
+            return out, [reference, *found]
+
+        with ThreadPoolExecutor(len(boards.names)) as threads:
+            running = {name: threads.submit(one, name) for name in boards.names}
+        return {name: future.result() for name, future in running.items()}
+
+
+def on_board(
+    name: str,
+    bundle_folder: Path,
+    bundle: Bundle,
+    request: BenchRequest,
+    samples: Samples,
+    boards: Boards,
+    show: Callable[[str, int, int], None],
+) -> list[RunRecord]:
+    """The records of one board."""
+
+    def say(line: str) -> None:
+        told = line.split()
+        if len(told) == 4 and told[0] == "progress":  # the runtime's own, see its --progress-lines
+            show(told[1], int(told[2]), int(told[3]))
+
+    with open_board(name, boards.stations, accept_host_key=boards.accept_host_key) as (station, shell):
+        return bench_on(
+            shell,
+            station,
+            bundle_folder,
+            bundle,
+            request,
+            samples,
+            wheelhouse=boards.wheelhouse,
+            say=say,
+            progress=show,
+        )
+
+
+def _plain(name: str) -> str:
+    """For a file's name."""
+    return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in name)

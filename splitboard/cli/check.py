@@ -8,6 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from boards.bench.request import BenchRequest
 from calib.gate.baseline import (
     Baseline,
     BaselineEntry,
@@ -25,6 +28,7 @@ from calib.gate.evaluation import EvaluationSet, check_labels, check_outputs, ev
 from calib.gate.judgement import Detectable, Judgement, Reference
 from calib.gate.own_metric import require_metric
 from calib.gate.verdict import Comparison, compare, detectable, settle, worst
+from splitboard.cli.bench import Boards, on_board, serving
 from splitboard.contract.bundle import Bundle, Split, bundle_sha256, load_bundle
 from splitboard.contract.errors import GateFailed, Inconclusive, UserError
 from splitboard.contract.folder import check_file, write_whole
@@ -183,18 +187,51 @@ def _labelled(path: Path, bundle: Bundle) -> Samples:
     return Samples(samples.images, labels_of_folders(folder_labels(path), bundle.tasks), samples.hashes)
 
 
-def run(made: Plan, show: Progress) -> Checked:
-    """Runs the float model and every split, and judges them.
+def run_here(made: Plan, show: Progress) -> dict[str, Outputs]:
+    """What every split gives, by this machine's interpreter.
+
+    Raises:
+        UserError: an artefact does not hold.
+    """
+    return deployed_outputs(made.request.bundle, made.bundle, made.splits, made.data.samples.images, show)
+
+
+def run_on(made: Plan, boards: Boards, show: Progress) -> dict[str, Outputs]:
+    """What every split gives on a board, whose kernels are not this machine's; the server halves run here.
 
     Args:
         made: from `plan`.
+        boards: exactly one.
         show: told about every step.
 
     Raises:
-        UserError: an artefact or a metric of the user's own does not hold.
+        SplitboardError: see `splitboard.cli.bench.on_board`.
     """
-    request, bundle, samples = made.request, made.bundle, made.data.samples
-    deployed = deployed_outputs(request.bundle, bundle, made.splits, samples.images, show)
+    (name,), request, samples = boards.names, made.request, made.data.samples
+    with serving(request.bundle) as url:
+        wanted = [split.id for split in made.splits]
+        asked = BenchRequest(request.data, url, wanted, Path(), n_warmup=0)
+        records = on_board(name, request.bundle, made.bundle, asked, samples, boards, show)
+    if any(record.sample_ids != samples.hashes for record in records):
+        raise UserError(f'"{name}" answered other images than were sent', ["run it again", f"splitboard doctor {name}"])
+    return {
+        record.split: {task: np.asarray(rows, np.float32) for task, rows in record.outputs.items()}
+        for record in records
+    }
+
+
+def judge(made: Plan, deployed: dict[str, Outputs], show: Progress) -> Checked:
+    """Runs what the splits are compared with, and judges them.
+
+    Args:
+        made: from `plan`.
+        deployed: what every split gives, by split.
+        show: told about every step.
+
+    Raises:
+        UserError: a metric of the user's own does not hold.
+    """
+    request = made.request
     references = _references(made, deployed, show)
     judgements = []
     for done, (split, task) in enumerate(made.pairs):

@@ -9,7 +9,7 @@ import typer
 
 from splitboard.cli.exit_commands import exits, thresholds
 from splitboard.cli.int8_commands import build, check, diagnose, finetune
-from splitboard.cli.options import BundleFolder, Data, Json, ModelFolder, Out
+from splitboard.cli.options import Json, ModelFolder, Out
 from splitboard.cli.server_commands import serve
 from splitboard.cli.triton import triton
 from splitboard.contract.errors import GateFailed, UserError
@@ -181,58 +181,6 @@ def splits(
         typer.echo(f"\nPage: {picture}")
 
 
-def bench(
-    bundle: BundleFolder,
-    data: Data,
-    out: Out,
-    board: Annotated[str, typer.Option(help="local: this machine.")] = "local",
-    server: Annotated[str | None, typer.Option(help="URL of splitboard serve; without it one is started here.")] = None,
-    split: Annotated[str, typer.Option(help="Comma-separated ids, or all.")] = "all",
-    threads: Annotated[int, typer.Option(min=1, help="Of the edge engine.")] = 1,
-    warmup: Annotated[int, typer.Option(min=0, help="Inferences per split that are discarded.")] = 20,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,
-    energy: Annotated[bool, typer.Option(help="Also measure energy, where there is a meter.")] = False,
-    coding: Annotated[str, typer.Option(help="Of requests: none, zstd, or jpeg (remote only).")] = "none",
-    token_file: Annotated[Path | None, typer.Option(help="Holds the server's bearer token.")] = None,
-    ca: Annotated[Path | None, typer.Option(help="Certificates to trust for https, PEM.")] = None,
-    json: Json = False,
-) -> None:
-    """Latency, energy and accuracy of every split, measured; writes run records (one JSON object a line).
-
-    Examples:
-      splitboard bench mine.bundle --data test.npz -o runs/today.jsonl
-
-      splitboard bench mine.bundle --data test.npz --coding zstd --server http://10.0.0.5:8000 -o runs/zstd.jsonl
-    """
-    import contextlib
-
-    from splitboard.cli.bench import BenchRequest, serving
-    from splitboard.cli.bench import bench as run_bench
-    from splitboard.contract.bundle import load_bundle
-    from splitboard.contract.folder import check_file
-    from splitboard.contract.record import BEGINNING
-    from splitboard.report.outputs import BenchOutput
-    from splitboard.report.results import result_json, summarise
-
-    check_file(out, BEGINNING)
-    if board != "local":
-        raise UserError(f'unknown station "{board}"', ['"local" benches this machine'])
-    loaded = load_bundle(bundle)
-    wanted = [part.strip() for part in split.split(",")]
-    for split_id in wanted:
-        if split_id != "all":
-            loaded.split(split_id)
-    with serving(bundle) if server is None else contextlib.nullcontext(server) as url:
-        request = BenchRequest(data, url, wanted, out, warmup, threads, limit, energy, coding, token_file, ca)
-        records = run_bench(bundle, loaded, request)
-    summary = summarise(records, loaded)
-    if json:
-        typer.echo(result_json(BenchOutput(str(out), summary.splits)))
-    else:
-        _print_table(summary)
-        typer.echo(f"\nRecords: {out}")
-
-
 def report(
     runs: Annotated[Path, typer.Argument(help="Run records: a .jsonl or a folder of them.", show_default=False)],
     bundle: Annotated[
@@ -303,21 +251,6 @@ def edge(
         typer.echo(f"Edge runtime: {path}, {path.stat().st_size / 1e6:.2f} MB")
 
 
-def boards(json: Json = False) -> None:
-    """The kinds of board that a bundle can be built for."""
-    from boards.kinds import kind_names, load_kind
-    from splitboard.cli.tables import print_kinds
-
-    kinds = tuple(load_kind(name) for name in kind_names())
-    if json:
-        from splitboard.report.outputs import BoardsOutput
-        from splitboard.report.results import result_json
-
-        typer.echo(result_json(BoardsOutput(kinds)))
-    else:
-        print_kinds(kinds)
-
-
 def train(
     name: Annotated[str, typer.Argument(help="Reference model: elpv.", show_default=False)],
     backbone: Annotated[
@@ -365,10 +298,8 @@ def register(app: typer.Typer) -> None:
         thresholds,
         serve,
         triton,
-        bench,
         edge,
         report,
-        boards,
         train,
     ):
         app.command()(command)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from boards.bench.request import BenchRequest, Energy
 from boards.kinds import this_machine
 from calib.dataset import MOST_IMAGES, calibration_set
 from export.choice import choose
@@ -15,7 +16,7 @@ from export.inputs import InputRequest
 from export.model import load_model
 from export.spec import read_spec
 from export.splits import list_splits
-from splitboard.cli.bench import BenchRequest, bench, serving
+from splitboard.cli.bench import bench, serving
 from splitboard.cli.build import BuildRequest, build_bundle
 from splitboard.cli.console import steps
 from splitboard.contract.bundle import Bundle
@@ -87,7 +88,12 @@ def run_demo(out: Path, *, energy: bool, limit: int | None) -> DemoRun:
             bundle = build_bundle(model, splits, request, images, out / "bundle", show)
     with serving(out / "bundle") as url:
         measured = BenchRequest(
-            data=test, server=url, splits=["all"], out=out / "runs" / "demo.jsonl", energy=energy, limit=limit
+            data=test,
+            server=url,
+            splits=["all"],
+            out=out / "runs" / "demo.jsonl",
+            energy=Energy() if energy else None,
+            limit=limit,
         )
         records = bench(out / "bundle", bundle, measured)
     report = out / "report.html"

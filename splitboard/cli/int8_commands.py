@@ -159,6 +159,16 @@ def check(
     junit: Annotated[Path | None, typer.Option(help="Also write JUnit XML.")] = None,
     summary: Annotated[Path | None, typer.Option(help="Also write a Markdown summary.")] = None,
     path: Annotated[Path, typer.Option(help="Folder that a metric of your own lies in.")] = Path(),
+    board: Annotated[
+        str, typer.Option(help="Whose outputs are judged: local, a station, user@host or emulated:KIND.")
+    ] = "local",
+    stations: Annotated[Path | None, typer.Option(help="The stations file; default: stations.toml.")] = None,
+    accept_host_key: Annotated[
+        bool, typer.Option("--accept-host-key", help="On first contact, take the board's host key without asking.")
+    ] = False,
+    wheelhouse: Annotated[
+        Path | None, typer.Option(help="Folder of wheels for the board; without it they are fetched.")
+    ] = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object per split and task, then one for the whole.")
     ] = False,
@@ -174,8 +184,11 @@ def check(
       splitboard check mine.bundle --data test.npz --gate gate.toml --junit gate.xml
 
       splitboard check mine.bundle --data test.npz --baseline gate.json --update-baseline --reason "new backbone"
+
+      splitboard check mine.bundle --data test.npz --board pi1
     """
-    from splitboard.cli.check import CheckRequest, Files, conclude, plan, run
+    from splitboard.cli.bench import Boards
+    from splitboard.cli.check import CheckRequest, Files, conclude, judge, plan, run_here, run_on
     from splitboard.cli.console import steps
     from splitboard.cli.tables import console
     from splitboard.report.gate_table import print_judgements
@@ -193,7 +206,9 @@ def check(
     for line in abilities:
         typer.echo(line, err=json)
     with steps("splitboard") as show:
-        checked = run(made, show)
+        places = Boards((board,), stations, accept_host_key, wheelhouse)
+        deployed = run_here(made, show) if board == "local" else run_on(made, places, show)
+        checked = judge(made, deployed, show)
     files.write(checked, abilities)
     if json:
         for one in (*checked.judgements, checked.output):

@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from splitboard.cli import commands
+from splitboard.cli import bench_commands, board_commands, commands, deploy_commands, flash_commands
 from splitboard.contract.errors import EXIT_BUG, EXIT_PASS, EXIT_USER_ERROR, SplitboardError, UserError
 
 _EXIT_INTERRUPTED = 130
@@ -29,6 +29,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 commands.register(app)
+bench_commands.register(app)
+board_commands.register(app)
+deploy_commands.register(app)
+flash_commands.register(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -47,9 +47,9 @@ class GateRun:
     def judgement(self, split: str, task: str) -> Judgement:
         """Of one split and task."""
         if self._judgements is None:
-            from splitboard.cli.check import run
+            from splitboard.cli.check import judge, run_here
 
-            checked = run(self.made, _unseen)
+            checked = judge(self.made, run_here(self.made, _unseen), _unseen)
             self._judgements = {(one.split, one.task): one for one in checked.judgements}
         return self._judgements[split, task]
 

@@ -7,14 +7,14 @@ reason beside it.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, Iterable, List, Optional, Tuple
 
 from splitboard.contract.decode import decode, to_json
 from splitboard.contract.errors import UserError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 BEGINNING = '{"schema_version":'
 """Every file of run records begins so."""
@@ -37,9 +37,15 @@ class Window:
     Attributes:
         start_ns: of the monotonic clock.
         end_ns: of the same clock.
-        energy_j: joules in between, ``None`` where there is no meter.
-        source: the meter, with its rail; contains ``estimate`` where it is one, else the reason for ``None``.
+        energy_j: joules in between, ``None`` where they are not known.
+        source: the meter, with its rails; contains ``estimate`` where it is one, else the reason for ``None``.
         n_samples: inferences that ended in the window.
+        error_j: bound of what ``energy_j`` may be wrong by for the meter's resolution, its sampling and the two ends of
+            the window; it holds where no peak of power is shorter than the time between two samples. ``None`` where
+            there is no energy.
+        n_power_samples: readings of a power sensor in the window, 0 where a counter was read at its two ends.
+        n_failed: readings that failed, which the samples around them were joined over.
+        rails_j: joules by rail, those that are part of another included.
     """
 
     start_ns: int
@@ -47,6 +53,36 @@ class Window:
     energy_j: Optional[float]
     source: str
     n_samples: int
+    error_j: Optional[float] = None
+    n_power_samples: int = 0
+    n_failed: int = 0
+    rails_j: Dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MeterFacts:
+    """What a meter measures and how.
+
+    Attributes:
+        source: meter and rails; contains ``estimate`` where the figure is one and ``simulated`` where no board drew it.
+        method: a counter of joules, or samples of power.
+        rails: all that it tells.
+        total: those that the energy is the sum of, none of them part of another; empty where no total is known.
+        leaves_out: what draws power beside the total.
+        interval_s: shortest time between two values that differ.
+        resolution_w: how far power may be off for the sensor's steps alone, the most that was seen; ``None`` for a
+            counter.
+        resolution_j: one step of a counter, ``None`` for a power sensor.
+    """
+
+    source: str
+    method: str
+    rails: Tuple[str, ...]
+    total: Tuple[str, ...]
+    leaves_out: str
+    interval_s: float
+    resolution_w: Optional[float]
+    resolution_j: Optional[float]
 
 
 @dataclass(frozen=True)
@@ -111,6 +147,9 @@ class RunRecord:
         energy_reason: why there is no energy, ``None`` where there is.
         before: environment before the first sample.
         after: environment after the last.
+        meter: of the windows, ``None`` where there is none.
+        check_windows: the same windows by a second meter, in the same order; empty where there is none.
+        check_meter: the second meter.
     """
 
     schema_version: int
@@ -135,6 +174,9 @@ class RunRecord:
     energy_reason: Optional[str]
     before: Environment
     after: Environment
+    meter: Optional[MeterFacts] = None
+    check_windows: Tuple[Window, ...] = ()
+    check_meter: Optional[MeterFacts] = None
 
 
 def write_records(path: Path, records: Iterable[RunRecord]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from boards.detect import Detected
+from boards.doctor.finding import Findings
 from calib.diagnose.finding import Exclusion, LayerLoss, LayerNoise, TaskLoss
 from calib.gate.judgement import Reference, Verdict
 from export.reference import Parity
@@ -156,10 +158,32 @@ class BoardsOutput:
     """``splitboard boards --json``.
 
     Attributes:
-        kinds: all kinds of board.
+        kinds: all kinds of board, or the one that was asked for.
     """
 
     kinds: tuple[BoardKind, ...]
+
+
+@dataclass(frozen=True)
+class DetectOutput:
+    """``splitboard boards detect --json``.
+
+    Attributes:
+        detected: what the board is.
+    """
+
+    detected: Detected
+
+
+@dataclass(frozen=True)
+class DoctorOutput:
+    """``splitboard doctor --json``.
+
+    Attributes:
+        findings: what was looked at.
+    """
+
+    findings: Findings
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from splitboard.report.headline import headline, points
 from splitboard.report.html import templates, write_page
 from splitboard.report.percentiles import MIN_SAMPLES, wilson_interval
 from splitboard.report.results import SplitResult, Summary, summarise
-from splitboard.report.table import EMULATED, NOT_MEASURED
+from splitboard.report.table import EMULATED, NOT_MEASURED, measured_how
 
 LOOPBACK = (
     "Both halves ran on one machine and spoke over its loopback interface. The numbers say what the parts cost here; "
@@ -166,6 +166,7 @@ def render_page(records: Sequence[RunRecord], bundle: Bundle | None, command: st
             command=command,
             link=link or _LINK_UNKNOWN,
             min_samples=MIN_SAMPLES,
+            measured_how=measured_how,
             emulated_text=EMULATED,
             not_measured=NOT_MEASURED,
             version=__version__,

@@ -13,7 +13,7 @@ from splitboard.contract.errors import Inconclusive, UserError
 from splitboard.contract.record import FLOAT_REFERENCE, RunRecord
 from splitboard.report.accuracy import TaskComparison, compare
 from splitboard.report.consistency import check_bundle, check_records
-from splitboard.report.energy import energy_per_inference
+from splitboard.report.energy import EnergyDetail, energy_per_inference
 from splitboard.report.percentiles import median_interval_ms, percentile_ms
 from splitboard.report.throttling import throttled_reason
 
@@ -86,6 +86,7 @@ class SplitResult:
         energy_above_idle_j: the same with the idle power subtracted; null where idle was not measured.
         energy_source: the meter with its rail; contains "estimate" where it is one.
         energy_reason: why there is no energy, null where there is.
+        energy_detail: error, power, sampling and rails; null where there is no energy.
     """
 
     id: str
@@ -126,6 +127,7 @@ class SplitResult:
     energy_above_idle_j: float | None
     energy_source: str | None
     energy_reason: str | None
+    energy_detail: EnergyDetail | None
 
 
 @dataclass(frozen=True)
@@ -275,4 +277,5 @@ def _split_result(record: RunRecord, compared: Sequence[TaskComparison], natural
         energy_above_idle_j=None if record.emulated else energy.above_idle_j,
         energy_source=None if record.emulated else energy.source,
         energy_reason="emulated: no board drew any power" if record.emulated else energy.reason,
+        energy_detail=None if record.emulated else energy.detail,
     )

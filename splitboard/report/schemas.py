@@ -14,6 +14,10 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
+from boards.deploy.deploy import Deployed, Outlook
+from boards.flash.card import FlashOutput
+from boards.flash.jetson import JetsonPlan
+from boards.flash.plan import Plan as FlashPlan
 from calib.gate.baseline import Baseline
 from calib.gate.judgement import Judgement
 from splitboard.contract.answers import AnsweredImage, AnsweredTask, RunStart, RunSums
@@ -25,7 +29,9 @@ from splitboard.report.outputs import (
     BoardsOutput,
     BuildOutput,
     CheckOutput,
+    DetectOutput,
     DiagnoseOutput,
+    DoctorOutput,
     EdgeOutput,
     ExitsOutput,
     ExportOutput,
@@ -51,13 +57,20 @@ SCHEMAS: Mapping[str, type] = {
     "check-judgement": Judgement,
     "check-output": CheckOutput,
     "gate-baseline": Baseline,
+    "deploy-output": Deployed,
+    "deploy-plan": Outlook,
+    "detect-output": DetectOutput,
     "diagnose-output": DiagnoseOutput,
+    "doctor-output": DoctorOutput,
     "demo-result": DemoResult,
     "edge-output": EdgeOutput,
     "exit-rules": ExitRules,
     "exits-output": ExitsOutput,
     "export-output": ExportOutput,
     "finetune-output": FinetuneOutput,
+    "flash-jetson-plan": JetsonPlan,
+    "flash-output": FlashOutput,
+    "flash-plan": FlashPlan,
     "report-output": ReportOutput,
     "run-record": RunRecord,
     "serve-output": ServeOutput,

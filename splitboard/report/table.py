@@ -11,6 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from splitboard.report.energy import EnergyDetail
 from splitboard.report.percentiles import MIN_SAMPLES
 from splitboard.report.results import SplitResult, Summary
 
@@ -78,10 +79,52 @@ def footnotes(summary: Summary) -> list[str]:
         notes.append(f"{ids}energy {NOT_MEASURED}: {why}")
     for source, ids in _shared(summary, lambda split: split.energy_source).items():
         notes.append(f"{ids}energy: median per inference, in brackets above idle; {source}")
+    for how, ids in _shared(summary, _how).items():
+        notes.append(f"{ids}energy: {how}")
+    for split in summary.splits:
+        if split.energy_detail is not None:
+            notes.append(f"{split.id}: energy: {measured_well(split.energy_detail)}")
     if any(split.total_ms_p95 is None and not split.emulated for split in summary.splits):
         needs = ", ".join(f"p{percent}: {n}" for percent, n in MIN_SAMPLES.items())
         notes.append(f'"{UNSUPPORTED}" too few samples for this percentile ({needs})')
     return notes
+
+
+def _how(split: SplitResult) -> str | None:
+    return None if split.energy_detail is None else measured_how(split.energy_detail)
+
+
+def measured_how(detail: EnergyDetail) -> str:
+    """Method, resolution and what the figure leaves out, the same for all splits of a run."""
+    parts = [f"{detail.n_windows} windows of at least {detail.window_s:.0f} s"]
+    if detail.method is not None:
+        parts.append(detail.method)
+    if detail.resolution_w is not None:
+        parts.append(f"resolution {1e3 * detail.resolution_w:.3g} mW")
+    if detail.resolution_j is not None:
+        parts.append(f"resolution {1e3 * detail.resolution_j:.3g} mJ")
+    if detail.leaves_out is not None:
+        parts.append(f"leaves out {detail.leaves_out}")
+    return "; ".join(parts)
+
+
+def measured_well(detail: EnergyDetail) -> str:
+    """Spread, error, power, sampling and cross-check of one split."""
+    parts = [f"windows {1e3 * detail.low_j:.1f} to {1e3 * detail.high_j:.1f} mJ"]
+    if detail.error_j is not None:
+        parts.append(f"at most {1e3 * detail.error_j:.1f} mJ off")
+    parts.append(f"mean power {detail.power_w:.2f} W")
+    if detail.idle_power_w is not None:
+        parts.append(f"idle {detail.idle_power_w:.2f} W")
+    if detail.sampling_hz is not None:
+        parts.append(f"{detail.sampling_hz:.1f} samples a second")
+    if detail.n_failed:
+        parts.append(f"{detail.n_failed} readings failed")
+    if detail.check_j is not None and detail.check_difference is not None:
+        parts.append(
+            f"cross-check {1e3 * detail.check_j:.1f} mJ ({100 * detail.check_difference:+.1f} %, {detail.check_source})"
+        )
+    return ", ".join(parts)
 
 
 def _shared(summary: Summary, reason: Callable[[SplitResult], str | None]) -> dict[str, str]:

@@ -121,7 +121,7 @@ def _runs(desk: Path) -> None:
     assert run(["bench", str(desk / "bundle"), "--data", str(desk / "good.npz"), "--limit", "5", "-o", str(good)]) == 0
     text = good.read_text()
     (desk / "cut.jsonl").write_text(text[: len(text) // 2])
-    (desk / "old.jsonl").write_text(text.replace('"schema_version":2', '"schema_version":9'))
+    (desk / "old.jsonl").write_text(text.replace('"schema_version":3', '"schema_version":9'))
     (desk / "binary.jsonl").write_bytes(b"\xff\xfe\x00\n")
     (desk / "blank.jsonl").touch()
 

@@ -20,6 +20,7 @@ Records = Callable[..., list[RunRecord]]
 SPLIT_KEYS = {
     "id", "scope", "kind", "natural", "board", "emulated", "inconclusive", "payload_bytes", "n", "accuracy",
     "total_ms_p50_low", "total_ms_p50_high", "energy_j", "energy_above_idle_j", "energy_source", "energy_reason",
+    "energy_detail",
 } | {
     f"{span}_ms_p{percent}"
     for span in (

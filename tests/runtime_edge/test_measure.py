@@ -14,11 +14,11 @@ from serving import Running
 from runtime_edge.bench.energy import measure_energy
 from runtime_edge.bench.environment import read_environment
 from runtime_edge.bench.measure import Conditions, Timings, check_spans, measure, records, rotated
-from runtime_edge.bench.meters import FakeMeter, NoMeter
 from runtime_edge.engines.engine import FakeEngine
 from runtime_edge.engines.litert import LiteRtEngine
 from runtime_edge.link.link import Link
 from runtime_edge.link.sender import Sender
+from runtime_edge.meters.meter import NoMeter
 from runtime_edge.pipeline import Inference, Pipeline
 from runtime_edge.selfcheck import selfcheck
 from splitboard.contract.bundle import Bundle, Split, bundle_sha256, load_bundle
@@ -189,34 +189,3 @@ def test_spans_that_do_not_explain_the_total() -> None:
     timings.total_ns.append(100)
     with pytest.raises(Inconclusive, match=r'the spans of split "s07" miss "6\.0%"'):
         check_spans("s07", timings)
-
-
-def test_energy_windows(bundle: Bundle, samples: Samples) -> None:
-    local = bundle.splits[-1]
-    progress: list[tuple[int, int]] = []
-    with FakeEngine(bundle, bundle.splits) as engine:
-        pipeline = local_pipeline(bundle, engine)
-        found = measure_energy(
-            pipeline, [local], samples.images, FakeMeter(2.0), lambda *at: progress.append(at), 3, window_s=0.3
-        )
-    assert found.reason is None
-    assert progress == [(i, 6) for i in range(1, 7)]
-    assert (len(found.idle), len(found.by_split[local.id])) == (3, 3)
-    for window in [*found.idle, *found.by_split[local.id]]:
-        seconds = (window.end_ns - window.start_ns) * 1e-9
-        assert seconds >= 0.3
-        assert window.energy_j is not None
-        assert window.energy_j == pytest.approx(
-            2.0 * seconds, abs=2.0 * 0.15
-        )  # a busy machine may pause between meter and clock
-        assert "estimate" in window.source
-    assert all(window.n_samples == 0 for window in found.idle)
-    assert all(window.n_samples > 0 for window in found.by_split[local.id])
-
-
-def test_without_a_meter_no_window_is_timed(bundle: Bundle, samples: Samples) -> None:
-    with FakeEngine(bundle, bundle.splits) as engine:
-        start = time.perf_counter()
-        found = measure_energy(local_pipeline(bundle, engine), [], samples.images, NoMeter("none here"), ignore)
-    assert (found.by_split, found.idle, found.reason) == ({}, (), "none here")
-    assert time.perf_counter() - start < 5

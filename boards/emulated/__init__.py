@@ -1,0 +1,1 @@
+"""A board without the board: its processor emulated, its Debian real."""

@@ -1,0 +1,1 @@
+"""The one way to a board: run a program there, put a file, get a file."""
