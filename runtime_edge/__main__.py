@@ -229,7 +229,7 @@ def _meters(options: argparse.Namespace) -> Optional[Tuple[Meter, Optional[Meter
     """The meter and the one to check it with; ``None`` where no energy is asked for."""
     if not (options.energy or options.require_energy):
         if options.meter != AUTO or options.cross_check is not None:
-            raise UserError("--meter and --cross-check are of --energy", ["--energy"])
+            raise UserError('"--meter" and "--cross-check" are of --energy, which is not asked for', ["--energy"])
         return None
     meter = find_meter(spec=options.meter)
     facts = meter.facts()

@@ -169,15 +169,24 @@ async def _process(process: asyncssh.SSHServerProcess[bytes]) -> None:
     """Runs a command as sshd does, through a shell, from the user's home."""
     pipe = asyncio.subprocess.PIPE
     command = process.command or ""
-    child = await asyncio.create_subprocess_shell(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=Path.home())
+    child = await asyncio.create_subprocess_shell(
+        command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=Path.home(), start_new_session=True
+    )
     assert child.stdin is not None
     assert child.stdout is not None
     assert child.stderr is not None
     given = asyncio.create_task(_pump(process.stdin, child.stdin))
-    with contextlib.suppress(asyncssh.DisconnectError, ConnectionError):
-        await asyncio.gather(_pump(child.stdout, process.stdout), _pump(child.stderr, process.stderr))
-    given.cancel()
-    code = await child.wait()
+    try:
+        with contextlib.suppress(asyncssh.DisconnectError, ConnectionError):
+            await asyncio.gather(_pump(child.stdout, process.stdout), _pump(child.stderr, process.stderr))
+        given.cancel()
+        code = await child.wait()
+    finally:  # the loop ends with the test, and nothing of it may be left
+        given.cancel()
+        child.stdin.close()
+        if child.returncode is None:
+            os.killpg(child.pid, signal.SIGKILL)
+            await child.wait()
     if code >= 0:
         process.exit(code)
     else:

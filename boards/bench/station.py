@@ -36,6 +36,7 @@ LEASE_MINUTES = 15.0
 """It is renewed every third of that, which a measurement should not often meet."""
 
 _ROUTE_S = 3.0
+_INTERRUPTED = 130
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _TRY_ROUTE = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), float(sys.argv[3])).close()"
 
@@ -161,6 +162,8 @@ def _check(done: Completed, station: Station) -> None:
     lines = done.stderr.strip().splitlines()
     tries = [line.strip().removeprefix("Try: ") for line in lines if line.strip().startswith("Try: ")]
     said = next((line for line in lines if line.startswith("error: ")), lines[-1] if lines else "")
+    if done.returncode == _INTERRUPTED:
+        raise UserError(f'the bench on station "{station.name}" was interrupted there', ["run the same command again"])
     message = f'bench on station "{station.name}": {said.removeprefix("error: ") or f"exit code {done.returncode}"}'
     kinds = {EXIT_GATE_FAILED: GateFailed, EXIT_INCONCLUSIVE: Inconclusive, EXIT_USER_ERROR: UserError}
     kind = kinds.get(done.returncode)

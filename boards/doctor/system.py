@@ -27,7 +27,8 @@ def identity(board: Board, kind: BoardKind, station: Station, bundle: Bundle | N
     what = f"{kind.title}: {detected.model or detected.machine}"
     found = [ok("board", what)]
     generic = kind.cores == 0
-    if detected.kind != kind.name and not generic:
+    mute = not detected.model and detected.machine == kind.machine  # no device tree: the station's word stands
+    if detected.kind != kind.name and not generic and not mute:
         found = [
             in_the_way(
                 "board",
@@ -54,9 +55,10 @@ def identity(board: Board, kind: BoardKind, station: Station, bundle: Bundle | N
 def system(board: Board, kind: BoardKind) -> list[Finding]:
     """The operating system: 64-bit, and one that is known on this kind."""
     named = board.system or "its system does not say what it is"
-    wide = board.bits == 64 and board.detected.machine == kind.machine
+    bits = board.bits or (board.python.bits if board.python is not None else None)
+    wide = bits == 64 and board.detected.machine == kind.machine
     if not wide:
-        says = f"{named}: a {board.bits or '?'}-bit system, {board.detected.machine}"
+        says = f"{named}: a {bits or '?'}-bit system, {board.detected.machine}"
         fix = (f"splitboard flash {kind.name}: with a 64-bit image",) if kind.flash.method == "sd-image" else ()
         if "tflite-runtime" in kind.runtime:
             return [warning("system", f"{says}; only tflite-runtime has wheels for it", *fix)]

@@ -57,9 +57,7 @@ class LocalShell:
             complained: list[str] = []
             with process:
                 try:
-                    assert process.stdin is not None
                     assert process.stderr is not None
-                    process.stdin.close()
                     for line in process.stderr:
                         complained.append(_text(line))
                         on_line(complained[-1].rstrip("\n"))

@@ -73,8 +73,11 @@ def _meet(background: Background, station: Station, accept: bool) -> None:
 
 
 def _is_known(path: Path, station: Station) -> bool:
-    if not path.exists():
-        return False
+    return path.exists() and bool(_known_keys(path, station))
+
+
+def _known_keys(path: Path, station: Station) -> list[asyncssh.SSHKey]:
+    """Of the station, or of the authorities that vouch for it."""
     try:
         known = asyncssh.read_known_hosts(str(path))
         host_keys, authorities, *_ = known.match(
@@ -82,7 +85,7 @@ def _is_known(path: Path, station: Station) -> bool:
         )
     except (OSError, ValueError) as error:
         raise UserError(f'cannot read "{path}": {error}', ["name another: known_hosts in stations.toml"]) from error
-    return bool(host_keys or authorities)
+    return [*host_keys, *authorities]
 
 
 def _address(host: str) -> str:
@@ -125,7 +128,7 @@ def _agreed(station: Station, fingerprint: str) -> bool:
 
 
 def _log_in(background: Background, station: Station) -> asyncssh.SSHClientConnection:
-    async def log_in() -> asyncssh.SSHClientConnection:
+    async def connect() -> asyncssh.SSHClientConnection:
         return await asyncssh.connect(
             station.host,
             station.port,
@@ -137,6 +140,17 @@ def _log_in(background: Background, station: Station) -> asyncssh.SSHClientConne
             keepalive_count_max=_KEEPALIVE_MISSED,
             config=None,
         )
+
+    async def log_in() -> asyncssh.SSHClientConnection:
+        try:
+            return await connect()
+        except asyncssh.ConnectionLost as error:
+            # A server without a key of the kind that we know may hang up before we have found that out.
+            shown = await asyncssh.get_server_host_key(station.host, station.port, config=None)
+            known = {key.public_data for key in _known_keys(_known_hosts(station), station)}
+            if shown is not None and shown.public_data not in known:
+                raise asyncssh.HostKeyNotVerifiable("another host key") from error
+            raise
 
     try:
         with _refusals(station):

@@ -95,9 +95,11 @@ def bench(
             loaded.split(split_id)
     measured = Energy(require_energy, meter, cross_check, windows, window_s)
     if not (energy or require_energy) and measured != Energy():
-        raise UserError("--meter, --cross-check, --windows and --window-s are of --energy", ["--energy"])
+        options = {"--meter": meter, "--cross-check": cross_check, "--windows": windows, "--window-s": window_s}
+        given = next(option for option, value in options.items() if value is not None)
+        raise UserError(f'"{given}" is of --energy, which is not asked for', ["--energy", "--require-energy"])
     if sudo and governor is None and power_mode is None:
-        raise UserError("--sudo is of --governor and --power-mode", ["--governor performance --sudo"])
+        raise UserError('"--sudo" is of --governor and --power-mode, and neither is given', ["--governor performance"])
     with serving(bundle) if server is None else contextlib.nullcontext(server) as url:
         request = BenchRequest(
             data=data,

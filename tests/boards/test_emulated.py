@@ -20,9 +20,10 @@ from boards.emulated.userland import prepare
 from boards.kinds import load_kind
 from boards.stations import Station
 from boards.zipapp import NAME, build_zipapp
+from splitboard.cli.main import run
 from splitboard.contract.bundle import load_bundle, write_manifest
 from splitboard.contract.errors import UserError
-from splitboard.contract.record import read_records
+from splitboard.contract.record import FLOAT_REFERENCE, read_records
 from splitboard.contract.samples import load_samples
 
 pytestmark = pytest.mark.slow
@@ -221,3 +222,48 @@ def test_a_fetch_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_
     with pytest.raises(UserError, match="could not fetch Debian trixie"):
         prepare("rpi5")
     assert not [path for path in userland.cache_folder().iterdir() if path.is_dir()]
+
+
+@needs_tools
+def test_bench_and_check_take_an_emulated_board_for_a_station(
+    tiny_bundle: Path,
+    tiny_samples: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """From a bare Debian on: wheels, deploy, the board's own bench against a server here, and the gate."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    folder = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, folder)
+    write_manifest(folder, dataclasses.replace(load_bundle(folder), board="rpi5"))
+    out = tmp_path / "runs.jsonl"
+    board = ["--board", "emulated:rpi5", "--json"]
+    argv = ["bench", str(folder), "--data", str(tiny_samples), "--limit", "2", "--warmup", "0", "-o", str(out), *board]
+    assert run(argv) == 0
+    said = json.loads(capsys.readouterr().out)
+    splits = {split.id for split in load_bundle(folder).splits}
+    records = [record for record in read_records(out) if record.split != FLOAT_REFERENCE]
+    assert {record.split for record in records} == splits
+    assert all(record.emulated and record.before.machine == "aarch64" for record in records)
+    assert all(one["total_ms_p50"] is None for one in said["splits"])
+
+    found = load_samples(tiny_samples, 1)
+    images = np.ascontiguousarray(found.images[:40, ::-1])  # other images than calibrated the bundle
+    labels = {f"labels.{task}": values[:40] for task, values in found.labels.items()}
+    np.savez(tmp_path / "test.npz", images=images, **labels)
+    argv = ["check", str(folder), "--data", str(tmp_path / "test.npz"), "--json"]
+    judged = []
+    for where in ([], board[:2]):
+        assert run([*argv, *where]) in (0, 1, 2)
+        judged.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
+    here, there = judged
+    assert there[-1]["n"] == 40
+    assert len(there) == len(here) == 2 * (len(splits) - 1) + 1
+    for ours, theirs in zip(here[:-1], there[:-1], strict=True):
+        assert (theirs["split"], theirs["task"], theirs["reference"]) == (
+            ours["split"],
+            ours["task"],
+            ours["reference"],
+        )
+        assert theirs["deployed"] == pytest.approx(ours["deployed"], abs=0.05)  # other kernels: two images of forty

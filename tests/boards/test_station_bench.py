@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from network.fault_proxy import CutError, fault_proxy
 from sshd import Desk, real_sshd
+from sysfs.traces import BURSTS, RAMPS, STEPS, Points, exact_j
 
 from boards.bench.request import BenchRequest, Energy, Places, Steady, bench_argv
 from boards.kinds import this_machine
@@ -217,3 +218,40 @@ def test_the_gate_judges_the_boards_own_outputs(
     there_argv = [*argv, "--board", "desk", "--stations", str(stations_file(tmp_path, station))]
     there = run(there_argv), [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert there == here
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("points", [STEPS, RAMPS, BURSTS], ids=["steps", "ramps", "bursts"])
+def test_energy_of_a_known_load_reaches_the_report(
+    tiny_bundle: Path,
+    tiny_samples: Path,
+    tmp_path: Path,
+    station: Station,
+    points: Points,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The sensor is simulated at a real one's rate and steps; all behind it is what a board has."""
+    trace = tmp_path / "trace.csv"
+    trace.write_text("seconds,watts\n" + "".join(f"{at},{watts}\n" for at, watts in points))
+    metered = replace(station, meter=f"simulated:{trace}")
+    out = tmp_path / "runs.jsonl"
+    argv = ["bench", str(tiny_bundle), "--data", str(tiny_samples), "--board", "desk", "-o", str(out), "--json"]
+    argv += ["--stations", str(stations_file(tmp_path, metered)), "--limit", "3", "--warmup", "1"]
+    assert run([*argv, "--require-energy", "--windows", "3", "--window-s", "10"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    records = [record for record in read_records(out) if record.split != FLOAT_REFERENCE]
+    assert [record.split for record in records] == [split.id for split in load_bundle(tiny_bundle).splits]
+    for record in records:
+        errors = []
+        for window in record.windows:
+            assert window.energy_j is not None
+            assert window.error_j is not None
+            off_j = abs(window.energy_j - exact_j(points, window))
+            assert off_j <= window.error_j
+            errors.append(off_j / window.energy_j)
+        # The median: this machine, unlike a board that is measured, is somebody else's too.
+        assert len(errors) == 3
+        assert sorted(errors)[1] < 0.01
+    for split in said["splits"]:
+        assert split["energy_j"] > 0
+        assert "simulated" in split["energy_source"]

@@ -81,7 +81,7 @@ def test_deploy_and_bench_against_the_server_here(
         assert done.returncode == 0, done
         shell.get(PurePosixPath("runs.jsonl"), tmp_path / "runs.jsonl")
     (record,) = read_records(tmp_path / "runs.jsonl")
-    assert (record.emulated, record.split_id, len(record.total_ns)) == (True, split.id, 3)
+    assert (record.emulated, record.split, len(record.total_ns)) == (True, split.id, 3)
     assert record.before.machine == "aarch64"
     assert record.before.kernel.endswith("-arm64")
 

@@ -313,7 +313,13 @@ WRONG = {
         bench("bundle", "--server", "http://127.0.0.1:1"), "http://127.0.0.1:1", "splitboard serve"
     ),
     "server is no URL": Wrong(bench("bundle", "--server", "ftp://pi"), "ftp://pi", "http://"),
-    "no such station": Wrong(bench("bundle", "--board", "rpi5"), "rpi5", "local"),
+    "no such station": Wrong(bench("bundle", "--board", "rpi5"), "rpi5", "address ="),
+    "a board twice": Wrong(bench("bundle", "--board", "pi1,pi1"), "pi1", "once"),
+    "local beside a board": Wrong(bench("bundle", "--board", "local,pi1"), "local,pi1", "one after the other"),
+    "an emulated board of no kind": Wrong(bench("bundle", "--board", "emulated:rpi55"), "rpi55", "rpi5"),
+    "meter without energy": Wrong(bench("bundle", "--meter", "pmic"), "--meter", "--energy"),
+    "sudo for nothing": Wrong(bench("bundle", "--sudo"), "--sudo", "--governor"),
+    "no such governor": Wrong(bench("bundle", "--governor", "fastest"), "fastest"),
     "no data": Wrong(bench(data="nope.npz"), "nope.npz"),
     # records
     "no runs": Wrong(report("nope"), "nope", "splitboard bench"),
