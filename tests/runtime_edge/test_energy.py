@@ -175,22 +175,6 @@ def test_a_simulated_meter_from_bench_to_the_record(
     )
 
 
-@pytest.mark.slow
-def test_whole_windows_reach_the_report(
-    pyz: Path, tiny_bundle: Path, tiny_samples: Path, trace: Path, tmp_path: Path, bundle: Bundle
-) -> None:
-    out, local = tmp_path / "runs.jsonl", bundle.splits[-1].id
-    data = ("--bundle", tiny_bundle, "--data", tiny_samples, "--splits", local, "--out", out, "--limit", 5)
-    done = run(pyz, *data, "--warmup", 1, "--energy", "--meter", f"simulated:{trace}")
-    assert done.returncode == 0, done.stderr
-    records = read_records(out)
-    check_simulated(records)
-    (split,) = summarise(records, None).splits
-    each = sorted(exact_j(BURSTS, window) / window.n_samples for window in records[0].windows)
-    assert split.energy_j == pytest.approx(each[2], rel=0.01)
-    assert split.energy_source == "bursts.csv (simulated): simulated"
-
-
 def test_energy_that_is_required_and_is_not_there(
     pyz: Path, tiny_bundle: Path, tiny_samples: Path, tmp_path: Path, bundle: Bundle
 ) -> None:
@@ -212,8 +196,8 @@ def test_energy_that_is_required_and_is_not_there(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--meter", "rapl"], "--meter and --cross-check are of --energy"),
-        (["--cross-check", "rapl"], "--meter and --cross-check are of --energy"),
+        (["--meter", "rapl"], '"--meter" and "--cross-check" are of --energy'),
+        (["--cross-check", "rapl"], '"--meter" and "--cross-check" are of --energy'),
         (["--energy", "--windows", "0"], '--windows is "0"'),
         (["--energy", "--window-s", "-1"], '--window-s is "-1.0"'),
         (["--energy", "--window-s", "nan"], '--window-s is "nan"'),
