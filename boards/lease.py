@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import secrets
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from boards.shell.program import run_program
 from boards.shell.shell import ConnectionLost, Shell
@@ -28,11 +30,33 @@ class Holder:
         owner: as the run calls itself.
         host: the machine that it runs on.
         pid: its process there.
+        place: what the process number is of: one start of one machine's kernel, and a namespace of it; empty where
+            the machine does not tell.
     """
 
     owner: str
     host: str
     pid: int
+    place: str
+
+
+def _is_dead(holder: Mapping[str, Any]) -> bool:
+    """Whether it was a process of this machine that has ended without giving the board back."""
+    if not holder.get("place") or holder["place"] != _place():
+        return False
+    try:
+        os.kill(holder["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def _place() -> str:
+    with contextlib.suppress(OSError):
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
+    return ""
 
 
 class Lease:
@@ -48,7 +72,7 @@ class Lease:
         self._request = {
             "root": root,
             "token": secrets.token_hex(16),
-            "holder": {"owner": holder.owner, "host": holder.host, "pid": holder.pid},
+            "holder": dataclasses.asdict(holder),
             "seconds": 60.0 * minutes,
         }
         self._lost: Exception | None = None
@@ -69,6 +93,9 @@ class Lease:
             UserError: somebody else has it.
         """
         other = run_program(self._shell, self._python, _ON_BOARD, "take", self._request)
+        if other is not None and _is_dead(other["holder"]):
+            gone = {**self._request, "gone": other["holder"]}
+            other = run_program(self._shell, self._python, _ON_BOARD, "take", gone)
         if other is not None:
             who = other["holder"]
             raise UserError(
@@ -97,7 +124,8 @@ def lease(shell: Shell, root: str, owner: str, minutes: float, *, python: str = 
     """Holds a board as long as the block lasts.
 
     It is renewed three times in its length, by a short program on the board: a run that times things asks for longer
-    than it takes. When the connection or this process dies it is not, and the board gets free at the lease's end.
+    than it takes. When the connection or this process dies it is not, and the board gets free at the lease's end; for
+    others on this machine at once, who see that the process has ended.
 
     Args:
         shell: of the board.
@@ -112,7 +140,7 @@ def lease(shell: Shell, root: str, owner: str, minutes: float, *, python: str = 
     Raises:
         UserError: somebody else has it; the message says who, and until when.
     """
-    held = Lease(shell, python, root, Holder(owner, socket.gethostname(), os.getpid()), minutes)
+    held = Lease(shell, python, root, Holder(owner, socket.gethostname(), os.getpid(), _place()), minutes)
     held.take()
     ended = threading.Event()
     renewing = threading.Thread(target=held.renew_until, args=(ended,), name="lease", daemon=True)

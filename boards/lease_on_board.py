@@ -24,9 +24,9 @@ Json = Any
 
 
 def take(root: Path, request: Json) -> Json:
-    """Takes or renews the lease. The one who has it, where that is somebody else."""
+    """Takes or renews the lease. The one who has it, where that is somebody else, and is not ``gone``."""
     held = _held(root)
-    if held is not None and held["token"] != request["token"]:
+    if held is not None and held["token"] != request["token"] and held["holder"] != request.get("gone"):
         left_s = held["expires_s"] - _now_s()
         until = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(time.time() + left_s))
         return {"holder": held["holder"], "until": until, "left_s": left_s}

@@ -235,7 +235,9 @@ def _meters(options: argparse.Namespace) -> Optional[Tuple[Meter, Optional[Meter
     facts = meter.facts()
     if options.require_energy and (facts is None or not facts.total):
         reason = meter.source if facts is None else meter.read().reason
-        raise Inconclusive(f'energy is required and there is none: "{reason}"', ["--meter NAME", "--energy"])
+        raise Inconclusive(
+            f'energy is required and there is none: "{reason}"', ["--meter NAME", "--energy, which goes on without"]
+        )
     return meter, None if options.cross_check is None else find_meter(spec=options.cross_check)
 
 

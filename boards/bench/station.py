@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import getpass
 import secrets
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
@@ -140,10 +141,22 @@ def _server(shell: Shell, there: Deployed, url: str | None, say: Callable[[str],
             f'station "{shell.name}" does not reach "{url}", and a certificate for another name is not to be trusted',
             ["give an address that the board reaches", "http:// through the connection of ssh, which is encrypted"],
         )
+    _check_server(url, host, port)
     with shell.reach(host, port) as there_port:
         if host not in _LOOPBACK:
             say(f'no route from the board to "{url}": through ssh, whose own time is in the link\'s')
         yield f"http://127.0.0.1:{there_port}"
+
+
+def _check_server(url: str, host: str, port: int) -> None:
+    """Refuses a server that this machine does not reach either, by the name that the user knows it by."""
+    try:
+        socket.create_connection((host, port), _ROUTE_S).close()
+    except OSError as error:
+        raise UserError(
+            f'no server at "{url}": {error.strerror or error}',
+            ["splitboard serve BUNDLE", "without --server one is started"],
+        ) from error
 
 
 def _has_route(shell: Shell, there: Deployed, host: str, port: int) -> bool:

@@ -14,7 +14,7 @@ _JETPACK = "sudo apt install nvidia-jetpack"
 def python(board: Board) -> list[Finding]:
     """Whether there is a Python that the edge runtime runs on."""
     if board.python is None:
-        return [in_the_way("python", "there is none", "sudo apt install python3")]
+        return [in_the_way("python", "there is none, by the name that the station gives", "sudo apt install python3")]
     version = number(board.python.version)
     if version < _OLDEST_PYTHON:
         mend = 'sudo apt install python3.8 python3.8-venv, then python = "python3.8" in stations.toml'

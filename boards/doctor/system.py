@@ -60,7 +60,7 @@ def system(board: Board, kind: BoardKind) -> list[Finding]:
     if not wide:
         says = f"{named}: a {bits or '?'}-bit system, {board.detected.machine}"
         fix = (f"splitboard flash {kind.name}: with a 64-bit image",) if kind.flash.method == "sd-image" else ()
-        if "tflite-runtime" in kind.runtime:
+        if "tflite-runtime" in kind.runtime and board.detected.machine in (kind.machine, "armv7l"):
             return [warning("system", f"{says}; only tflite-runtime has wheels for it", *fix)]
         return [in_the_way("system", f"{says}; {kind.runtime[0]} needs a 64-bit one", *fix)]
     return [ok("system", f"{named}, 64-bit, glibc {board.glibc or 'unknown'}")]

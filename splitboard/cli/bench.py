@@ -10,7 +10,7 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +27,7 @@ from runtime_edge.bench.environment import read_environment
 from splitboard.cli.console import steps
 from splitboard.contract import record as contract
 from splitboard.contract.bundle import Bundle, bundle_sha256
-from splitboard.contract.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_USER_ERROR, SplitboardError
+from splitboard.contract.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_USER_ERROR, SplitboardError, UserError
 from splitboard.contract.record import FLOAT_REFERENCE, RunRecord, read_records, write_records
 from splitboard.contract.samples import Samples, load_samples
 
@@ -130,6 +130,8 @@ def _limited(samples: Samples, limit: int | None) -> Samples:
 
 def bench(bundle_folder: Path, bundle: Bundle, request: BenchRequest) -> list[RunRecord]:
     """Float reference and all splits on this machine, written to one file of run records."""
+    samples = _limited(load_samples(request.data, bundle.preprocessing.source_channels), request.limit)
+    check_labels(samples, bundle, request.data)
     with steps("splitboard") as show:
         reference = float_reference(bundle_folder, bundle, request, show)
     # Outside: the edge runtime draws its own progress on the terminal.
@@ -157,7 +159,7 @@ class Boards:
 
 def bench_boards(
     bundle_folder: Path, bundle: Bundle, request: BenchRequest, boards: Boards
-) -> dict[str, tuple[Path, list[RunRecord]]]:
+) -> dict[str, tuple[Path, list[RunRecord]] | SplitboardError]:
     """The same on boards, all of them at once.
 
     Args:
@@ -168,17 +170,21 @@ def bench_boards(
 
     Returns:
         By board, the file of its run records and what is in it. One board's file is ``request.out``; of several each
-        has its own beside it, ``today.pi1.jsonl`` of ``today.jsonl``.
+        has its own beside it, ``today.pi1.jsonl`` of ``today.jsonl``. One of several that failed has its error there.
 
     Raises:
-        SplitboardError: the first board's that failed; the records of the others are written.
+        SplitboardError: the only board failed, or the images do not fit the bundle.
     """
     samples = _limited(load_samples(request.data, bundle.preprocessing.source_channels), request.limit)
+    check_labels(samples, bundle, request.data)
+    stopped = threading.Event()
     lock = threading.Lock()
     with steps("splitboard") as show:
 
         def tell(name: str) -> Callable[[str, int, int], None]:
             def shown(step: str, done: int, total: int) -> None:
+                if stopped.is_set():
+                    raise KeyboardInterrupt
                 with lock:
                     show(f"{name}:{step}", done, total)
 
@@ -192,9 +198,41 @@ def bench_boards(
             write_records(out, [reference, *found])
             return out, [reference, *found]
 
+        if len(boards.names) == 1:  # in this thread, which is the one that a signal interrupts
+            return {name: one(name) for name in boards.names}
         with ThreadPoolExecutor(len(boards.names)) as threads:
             running = {name: threads.submit(one, name) for name in boards.names}
-        return {name: future.result() for name, future in running.items()}
+            try:
+                wait(running.values())
+            except BaseException:
+                stopped.set()  # each ends with its next step, and gives its board back
+                raise
+    return {name: _outcome(future) for name, future in running.items()}
+
+
+def _outcome(future: Future[tuple[Path, list[RunRecord]]]) -> tuple[Path, list[RunRecord]] | SplitboardError:
+    error = future.exception()
+    if error is None:
+        return future.result()
+    if isinstance(error, SplitboardError):
+        return error
+    raise error
+
+
+def check_labels(samples: Samples, bundle: Bundle, data: Path) -> None:
+    """Refuses labels that no class of the task has, before anything is measured.
+
+    Raises:
+        UserError: there is one.
+    """
+    for task in bundle.tasks:
+        labels = samples.labels.get(task.name)
+        if labels is not None and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(task.labels):
+            wrong = next(int(label) for label in labels if not 0 <= label < len(task.labels))
+            raise UserError(
+                f'"{data}" has the label "{wrong}" for task "{task.name}", which has {len(task.labels)} classes',
+                [f"classes are numbered from 0: {', '.join(task.labels)}"],
+            )
 
 
 def on_board(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from splitboard.cli.options import BundleFolder, Data, Json, Out
-from splitboard.contract.errors import UserError
+from splitboard.contract.errors import SplitboardError, UserError
 
 if TYPE_CHECKING:
     from boards.bench.request import BenchRequest
@@ -116,13 +117,16 @@ def bench(
             steady=Steady(governor, power_mode, sudo, start_temperature, cool_down),
         )
         if boards == (_LOCAL,):
-            found = _here(bundle, loaded, request)
+            found: Mapping[str, tuple[Path, list[RunRecord]] | SplitboardError] = _here(bundle, loaded, request)
         else:
             from splitboard.cli.bench import Boards, bench_boards
 
             places = Boards(boards, stations, accept_host_key, wheelhouse)
             found = bench_boards(bundle, loaded, request, places)
-    _say(found, loaded, json)
+    _say({name: one for name, one in found.items() if not isinstance(one, SplitboardError)}, loaded, json)
+    for one in found.values():
+        if isinstance(one, SplitboardError):
+            raise one
 
 
 def _boards(wanted: str) -> tuple[str, ...]:
@@ -144,7 +148,7 @@ def _here(bundle: Path, loaded: Bundle, request: BenchRequest) -> dict[str, tupl
     return {_LOCAL: (request.out, run_bench(bundle, loaded, request))}
 
 
-def _say(found: dict[str, tuple[Path, list[RunRecord]]], loaded: Bundle, json: bool) -> None:
+def _say(found: Mapping[str, tuple[Path, list[RunRecord]]], loaded: Bundle, json: bool) -> None:
     from splitboard.cli.tables import console
     from splitboard.report.outputs import BenchOutput
     from splitboard.report.results import result_json, summarise

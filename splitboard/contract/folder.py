@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -43,6 +44,13 @@ def check_file(target: Path, beginning: str) -> None:
         UserError: it is a folder, or a file that begins in another way.
     """
     if not target.exists():
+        blocking = next((parent for parent in target.parents if parent.exists()), target)
+        if not blocking.is_dir():
+            raise UserError(f'cannot write "{target}": "{blocking}" is a file', ["name another file with -o"])
+        if not os.access(blocking, os.W_OK | os.X_OK):
+            raise UserError(
+                f'cannot write "{target}": "{blocking}" is not yours to write', ["name another file with -o"]
+            )
         return
     if target.is_file():
         with open(target, "rb") as file:
@@ -95,4 +103,6 @@ def write_whole(target: Path, text: str) -> None:
         beside.write_text(text, encoding="utf-8")
         beside.replace(target)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            beside.unlink()
         raise UserError(f'cannot write "{target}": {error.strerror}', ["name another file"]) from error

@@ -13,6 +13,7 @@ from typing import Dict, Iterable, List, Optional, Tuple
 
 from splitboard.contract.decode import decode, to_json
 from splitboard.contract.errors import UserError
+from splitboard.contract.folder import write_whole
 
 SCHEMA_VERSION = 3
 
@@ -180,13 +181,12 @@ class RunRecord:
 
 
 def write_records(path: Path, records: Iterable[RunRecord]) -> None:
-    """Writes records beside ``path`` and renames them into place, so a broken run leaves nothing half-written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    with open(beside, "w", encoding="utf-8") as file:
-        for record in records:
-            file.write(to_json(record) + "\n")
-    beside.replace(path)
+    """Writes records, whole or not at all.
+
+    Raises:
+        UserError: they cannot be written there.
+    """
+    write_whole(path, "".join(to_json(record) + "\n" for record in records))
 
 
 def read_records(path: Path) -> List[RunRecord]:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from splitboard.contract.folder import write_whole
+
 
 def templates() -> Environment:
     """The package's templates; values are escaped, and one that is missing is an error."""
@@ -19,8 +21,9 @@ def templates() -> Environment:
 
 
 def write_page(target: Path, page: str) -> None:
-    """Writes a page beside its place and moves it there; folders are made."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(target.name + ".part")
-    beside.write_text(page, encoding="utf-8")
-    beside.replace(target)
+    """Writes a page, whole or not at all; folders are made.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    write_whole(target, page)

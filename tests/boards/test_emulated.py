@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import subprocess
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -34,6 +35,7 @@ ROWS = (
     ("rpi5", "trixie", "ai-edge-litert"),
 )
 N_IMAGES = 3
+_TRY_BINFMT = ["sh", "-c", "mount -t binfmt_misc none /proc/sys/fs/binfmt_misc"]
 START_S = 120.0
 """A Python with numpy and an interpreter, on a machine that does other things as well."""
 
@@ -51,6 +53,16 @@ class Board:
         done = self.shell.run(["python3", NAME, *arguments], timeout_s=START_S)
         assert done.returncode == returncode, done
         return done.stdout
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernel() -> None:
+    """Emulation takes a user namespace with a table of binary formats of its own, Linux 6.7."""
+    tried = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", *_TRY_BINFMT], capture_output=True, text=True
+    )
+    if tried.returncode != 0:
+        pytest.skip(f"no namespaces for emulation here: {tried.stderr.strip()}")
 
 
 @pytest.fixture(scope="module", params=ROWS, ids="-".join)

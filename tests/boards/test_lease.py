@@ -98,14 +98,19 @@ def test_two_runs_never_share_a_board(tmp_path: Path) -> None:
     assert sum(int(lost) for _, lost in said) > 0, "they never met"
 
 
-def test_a_run_that_died_holds_the_board_until_the_lease_ends(tmp_path: Path) -> None:
-    code = """import os, sys
+_DIE = """import os, sys
 from boards.lease import lease
 from boards.shell.local import LocalShell
 with lease(LocalShell(), sys.argv[1], "dead", float(sys.argv[2]), python=sys.executable):
     os._exit(9)
 """
-    subprocess.run([sys.executable, "-c", code, str(tmp_path), str(3 / 60)], check=False)
+
+
+def test_a_run_that_died_on_another_machine_holds_the_board_until_the_lease_ends(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", _DIE, str(tmp_path), str(4 / 60)], check=False)
+    path = tmp_path / "lease.json"
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps({**said, "holder": {**said["holder"], "place": "another kernel"}}))
     assert '"dead"' in refused(LocalShell(), tmp_path).message
     end = time.monotonic() + 20
     while True:
@@ -115,6 +120,13 @@ with lease(LocalShell(), sys.argv[1], "dead", float(sys.argv[2]), python=sys.exe
         except UserError:
             assert time.monotonic() < end
             time.sleep(0.1)
+
+
+def test_a_run_that_died_on_this_machine_holds_nothing(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", _DIE, str(tmp_path), str(LONG)], check=False)
+    assert (tmp_path / "lease.json").exists()
+    with lease(LocalShell(), str(tmp_path), "next", LONG):
+        assert '"next"' in refused(LocalShell(), tmp_path).message
 
 
 def test_it_is_renewed_while_it_is_held(tmp_path: Path) -> None:

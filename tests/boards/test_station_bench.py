@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -28,6 +30,7 @@ from runtime_edge.__main__ import _parser
 from splitboard.cli.bench import Boards, bench_boards
 from splitboard.cli.main import run
 from splitboard.contract.bundle import load_bundle
+from splitboard.contract.errors import SplitboardError
 from splitboard.contract.record import FLOAT_REFERENCE, read_records
 from splitboard.contract.samples import load_samples
 
@@ -152,9 +155,65 @@ def test_two_stations_at_once(tiny_bundle: Path, tiny_samples: Path, tmp_path: P
     request = BenchRequest(tiny_samples, None, ["s09"], tmp_path / "runs.jsonl", 0, limit=N)
     boards = Boards(("pi1", "pi2"), stations_file(tmp_path, *others))
     found = bench_boards(tiny_bundle, load_bundle(tiny_bundle), request, boards)
-    assert [file.name for file, _ in found.values()] == ["runs.pi1.jsonl", "runs.pi2.jsonl"]
-    for file, _ in found.values():
+    assert sorted(path.name for path in tmp_path.glob("runs.*")) == ["runs.pi1.jsonl", "runs.pi2.jsonl"]
+    for one in found.values():
+        assert not isinstance(one, SplitboardError)
+        file, _ = one
         assert [record.split for record in read_records(file)] == [FLOAT_REFERENCE, "s09"]
+
+
+def test_one_of_two_that_fails_does_not_take_the_other_with_it(
+    tiny_bundle: Path, tiny_samples: Path, tmp_path: Path, station: Station, capsys: pytest.CaptureFixture[str]
+) -> None:
+    others = [replace(station, name="pi1"), replace(station, name="pi2", key=str(tmp_path / "no-key"))]
+    argv = ["bench", str(tiny_bundle), "--data", str(tiny_samples), "--board", "pi2,pi1", "--split", "s09"]
+    argv += ["--stations", str(stations_file(tmp_path, *others)), "-o", str(tmp_path / "runs.jsonl"), "--limit", "2"]
+    assert run(argv) == 3
+    said = capsys.readouterr()
+    assert "no-key" in said.err
+    assert f"Records: {tmp_path / 'runs.pi1.jsonl'}" in said.out
+    assert not (tmp_path / "runs.pi2.jsonl").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_bench_that_is_ended_gives_the_board_back(
+    tiny_bundle: Path, tiny_samples: Path, tmp_path: Path, station: Station, number: signal.Signals
+) -> None:
+    argv = [sys.executable, "-m", "splitboard.cli.main", "bench", str(tiny_bundle), "--data", str(tiny_samples)]
+    argv += ["--board", "desk", "--split", "s03", "--warmup", "10000000", "-o", str(tmp_path / "runs.jsonl")]
+    argv += ["--stations", str(stations_file(tmp_path, station))]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
+        process, _ = wait_for_bench(station.root)
+        running.send_signal(number)
+        said, _ = running.communicate(timeout=60)  # the pipe ends: the server that it had started is gone too
+    assert running.returncode == 130, said
+    assert not Path(station.root, "lease.json").exists()
+    assert not list(Path(station.root, "runs").iterdir())
+    end = time.monotonic() + 60
+    while Path(f"/proc/{process}").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{process}").exists()
+
+
+def test_labels_that_no_class_has_are_refused_first(
+    tiny_bundle: Path, tmp_path: Path, station: Station, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = np.zeros((2, 40, 40, 1), np.uint8)
+    np.savez(tmp_path / "bad.npz", images=images, **{"labels.shape": np.array([0, 99])})
+    argv = ["bench", str(tiny_bundle), "--data", str(tmp_path / "bad.npz"), "--board", "desk"]
+    argv += ["--stations", str(stations_file(tmp_path, station)), "-o", str(tmp_path / "runs.jsonl")]
+    assert run(argv) == 3
+    assert 'has the label "99" for task "shape"' in capsys.readouterr().err
+    assert not Path(station.root).exists()
+
+
+def test_a_server_that_is_not_there_is_named_as_the_user_named_it(
+    tiny_bundle: Path, tiny_samples: Path, tmp_path: Path, station: Station, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["bench", str(tiny_bundle), "--data", str(tiny_samples), "--board", "desk", "--server", "http://127.0.0.1:9"]
+    argv += ["--stations", str(stations_file(tmp_path, station)), "-o", str(tmp_path / "runs.jsonl"), "--limit", "2"]
+    assert run(argv) == 3
+    assert 'no server at "http://127.0.0.1:9"' in capsys.readouterr().err
 
 
 def test_a_board_in_use_is_refused(

@@ -318,6 +318,7 @@ WRONG = {
     "local beside a board": Wrong(bench("bundle", "--board", "local,pi1"), "local,pi1", "one after the other"),
     "an emulated board of no kind": Wrong(bench("bundle", "--board", "emulated:rpi55"), "rpi55", "rpi5"),
     "meter without energy": Wrong(bench("bundle", "--meter", "pmic"), "--meter", "--energy"),
+    "out below a file": Wrong(bench(out="file/runs.jsonl"), "file/runs.jsonl", "-o"),
     "sudo for nothing": Wrong(bench("bundle", "--sudo"), "--sudo", "--governor"),
     "no such governor": Wrong(bench("bundle", "--governor", "fastest"), "fastest"),
     "no data": Wrong(bench(data="nope.npz"), "nope.npz"),
