@@ -35,6 +35,9 @@ with open(sys.argv[1], "rb") as file:
         digest.update(piece)
 print(digest.hexdigest())
 """
+_CLOSING = "SSH connection closed"
+"""asyncssh's words, while a connection that broke is on its way to being closed."""
+
 _GONE = (
     asyncssh.DisconnectError,
     asyncssh.SFTPConnectionLost,
@@ -246,7 +249,7 @@ class SshShell:
         except _GONE as error:
             raise connection_lost(self.name) from error
         except asyncssh.ChannelOpenError as error:
-            if self._connection.is_closed():
+            if self._connection.is_closed() or error.reason == _CLOSING:
                 raise connection_lost(self.name) from error
             raise UserError(
                 f'station "{self.name}" opens no further channel for "{path}": {error.reason}',

@@ -332,7 +332,8 @@ def test_an_interrupted_card_has_no_partitions(desk: Path, loop: Path, tmp_path:
         file.seek(90 * images.MIB)
         file.write(os.urandom(4 * images.MIB))
     program = (
-        "import sys, time\nfrom pathlib import Path\nfrom boards.flash.write import write_card\n"
+        "import signal, sys, time\nfrom pathlib import Path\nfrom boards.flash.write import write_card\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def step(what, done, total):\n    print(what, done, flush=True)\n    time.sleep(0.2)\n"
         "write_card(Path(sys.argv[1]), Path(sys.argv[2]), step)\n"
     )
@@ -343,7 +344,6 @@ def test_an_interrupted_card_has_no_partitions(desk: Path, loop: Path, tmp_path:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         assert writing.stdout is not None
         while not writing.stdout.readline().startswith("write 13"):
