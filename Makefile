@@ -7,7 +7,7 @@ DEMO_OUT ?= demo-out
 # Two processes of a thread each: threads of both on the same cores wait for one another, some of them six times as long.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-slow check format readme triton userland clean
+.PHONY: demo test test-slow test-failed check format readme triton userland clean
 
 # A stamp per extra, renewed when what it was made from changes; so a second run starts at once.
 $(VENV)/.installed-%: pyproject.toml constraints.txt
@@ -25,6 +25,10 @@ test: $(VENV)/.installed-dev
 # The whole demo, large networks, a hundred thousand hostile streams, emulated boards.
 test-slow: $(VENV)/.installed-dev
 	$(PYTEST) -m slow
+
+# What failed last time, one after the other.
+test-failed: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --last-failed --last-failed-no-failures none
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
