@@ -18,6 +18,9 @@ from boards.shell.shell import ConnectionLost, Shell
 from splitboard.contract.errors import UserError
 
 _ON_BOARD = Path(__file__).with_name("lease_on_board.py")
+MINUTES = 15.0
+"""Of a deploy's or a bench's lease, which is renewed every third of that: a measurement should not often meet it."""
+
 _RENEWALS = 3
 """In the time of one lease, so that one that fails does not end it."""
 
@@ -69,11 +72,12 @@ class Lease:
     def __init__(self, shell: Shell, python: str, root: str, holder: Holder, minutes: float) -> None:
         self.holder = holder
         self._shell, self._python = shell, python
+        self._seconds = 60.0 * minutes
         self._request = {
             "root": root,
             "token": secrets.token_hex(16),
             "holder": dataclasses.asdict(holder),
-            "seconds": 60.0 * minutes,
+            "seconds": self._seconds,
         }
         self._lost: Exception | None = None
 
@@ -111,7 +115,7 @@ class Lease:
 
     def renew_until(self, ended: threading.Event) -> None:
         """Renews it again and again until it has ended or is lost."""
-        while not ended.wait(float(self._request["seconds"]) / _RENEWALS):  # type: ignore[arg-type]
+        while not ended.wait(self._seconds / _RENEWALS):
             try:
                 self.take()
             except (UserError, RuntimeError) as error:

@@ -16,7 +16,7 @@ from boards.bench.request import BenchRequest, Places, bench_argv
 from boards.deploy.board import python_of
 from boards.deploy.deploy import Deployed, Progress, deploy
 from boards.emulated.shell import EmulatedShell
-from boards.lease import lease
+from boards.lease import MINUTES, lease
 from boards.shell.shell import Completed, ConnectionLost, Shell
 from boards.stations import Station
 from splitboard.contract.bundle import Bundle
@@ -32,9 +32,6 @@ from splitboard.contract.errors import (
 )
 from splitboard.contract.record import RunRecord, read_records
 from splitboard.contract.samples import Samples, save_samples
-
-LEASE_MINUTES = 15.0
-"""It is renewed every third of that, which a measurement should not often meet."""
 
 _ROUTE_S = 3.0
 _INTERRUPTED = 130
@@ -74,7 +71,7 @@ def bench_on(
         Inconclusive: its bench says so.
         ConnectionLost: the board is gone. Its bench ends by itself and puts the clocks back.
     """
-    with lease(shell, station.root, f"splitboard bench, {getpass.getuser()}", LEASE_MINUTES, python=python_of(station)):
+    with lease(shell, station.root, f"splitboard bench, {getpass.getuser()}", MINUTES, python=python_of(station)):
         there = deploy(bundle_folder, bundle, shell, station, wheelhouse=wheelhouse, progress=progress)
         with _run_folder(shell, station) as folder, _server(shell, there, request.server, say) as url:
             places = _put(shell, folder, request, samples, there, url)

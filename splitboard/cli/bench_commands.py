@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from splitboard.cli.options import BundleFolder, Data, Json, Out
+from splitboard.cli.options import AcceptHostKey, BundleFolder, Data, Json, Out, Stations, Wheelhouse
 from splitboard.contract.errors import SplitboardError, UserError
 
 if TYPE_CHECKING:
@@ -55,13 +55,9 @@ def bench(
     coding: Annotated[str, typer.Option(help="Of requests: none, zstd, or jpeg (remote only).")] = "none",
     token_file: Annotated[Path | None, typer.Option(help="Holds the server's bearer token.")] = None,
     ca: Annotated[Path | None, typer.Option(help="Certificates to trust for https, PEM.")] = None,
-    stations: Annotated[Path | None, typer.Option(help="The stations file; default: stations.toml.")] = None,
-    accept_host_key: Annotated[
-        bool, typer.Option("--accept-host-key", help="On first contact, take a board's host key without asking.")
-    ] = False,
-    wheelhouse: Annotated[
-        Path | None, typer.Option(help="Folder of wheels for the board; without it they are fetched.")
-    ] = None,
+    stations: Stations = None,
+    accept_host_key: AcceptHostKey = False,
+    wheelhouse: Wheelhouse = None,
     json: Json = False,
 ) -> None:
     """Latency, energy and accuracy of every split, measured; writes run records (one JSON object a line).

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from splitboard.cli.options import Json
+from splitboard.cli.options import AcceptHostKey, Json, Stations
 from splitboard.contract.errors import EXIT_PASS, EXIT_USER_ERROR, UserError
 
 StationName = Annotated[
@@ -16,17 +16,6 @@ StationName = Annotated[
         metavar="STATION", help="A name in stations.toml, user@host[:port] or emulated:KIND.", show_default=False
     ),
 ]
-Stations = Annotated[
-    Path | None,
-    typer.Option(
-        "--stations",
-        help="Your boards; default: $SPLITBOARD_STATIONS, stations.toml, ~/.config/splitboard/stations.toml.",
-    ),
-]
-AcceptHostKey = Annotated[
-    bool, typer.Option("--accept-host-key", help="On first contact, take the board's host key without asking.")
-]
-
 _boards = typer.Typer(invoke_without_command=True, rich_markup_mode="rich")
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from splitboard.cli.options import Json
+from splitboard.cli.options import AcceptHostKey, Json, Stations, Wheelhouse
 from splitboard.contract.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from boards.shell.shell import Shell
     from boards.stations import Station
     from splitboard.contract.bundle import Bundle
-
-_LEASE_MINUTES = 15.0
 
 
 def deploy(
@@ -26,15 +24,11 @@ def deploy(
     station: Annotated[
         str, typer.Argument(help="Name in stations.toml, user@host or emulated:KIND.", show_default=False)
     ] = "",
-    wheelhouse: Annotated[
-        Path | None, typer.Option(help="Folder of wheels for the board; without it they are fetched.")
-    ] = None,
-    accept_host_key: Annotated[
-        bool, typer.Option("--accept-host-key", help="On first contact, write the board's host key down.")
-    ] = False,
+    wheelhouse: Wheelhouse = None,
+    accept_host_key: AcceptHostKey = False,
     rollback: Annotated[bool, typer.Option("--rollback", help="Make the release before current again.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Look at the board and say what would be done.")] = False,
-    stations: Annotated[Path | None, typer.Option(help="The stations file; default: stations.toml.")] = None,
+    stations: Stations = None,
     json: Json = False,
 ) -> None:
     """Puts a bundle and the edge runtime onto a board: sent, checked there, then made current in one step.
@@ -50,7 +44,7 @@ def deploy(
 
       splitboard deploy --rollback pi1
     """
-    from boards.lease import lease
+    from boards.lease import MINUTES, lease
     from boards.open_board import open_board
     from splitboard.contract.bundle import load_bundle
 
@@ -64,7 +58,7 @@ def deploy(
                 _say_plan(plan, shell, json)
             return
         owner = "splitboard deploy"
-        with lease(shell, found.root, owner, _LEASE_MINUTES, python=found.python or "python3"):
+        with lease(shell, found.root, owner, MINUTES, python=found.python or "python3"):
             if loaded is None:
                 from boards.deploy.deploy import rollback as roll_back
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from splitboard.cli.options import BundleFolder, Json, ModelFolder, Out
+from splitboard.cli.options import AcceptHostKey, BundleFolder, Json, ModelFolder, Out, Stations, Wheelhouse
 from splitboard.contract.errors import UserError
 
 
@@ -162,13 +162,9 @@ def check(
     board: Annotated[
         str, typer.Option(help="Whose outputs are judged: local, a station, user@host or emulated:KIND.")
     ] = "local",
-    stations: Annotated[Path | None, typer.Option(help="The stations file; default: stations.toml.")] = None,
-    accept_host_key: Annotated[
-        bool, typer.Option("--accept-host-key", help="On first contact, take the board's host key without asking.")
-    ] = False,
-    wheelhouse: Annotated[
-        Path | None, typer.Option(help="Folder of wheels for the board; without it they are fetched.")
-    ] = None,
+    stations: Stations = None,
+    accept_host_key: AcceptHostKey = False,
+    wheelhouse: Wheelhouse = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object per split and task, then one for the whole.")
     ] = False,
