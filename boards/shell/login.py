@@ -22,6 +22,8 @@ from splitboard.contract.errors import UserError
 T = TypeVar("T")
 
 CONNECT_TIMEOUT_S = 10.0
+_ASK_AGAIN_S = 3.0
+"""For the host key of a server that hung up: well within the time of the whole login, so that the cause is told."""
 _KEEPALIVE_S = 2.0
 _KEEPALIVE_MISSED = 3
 """So a board that restarts is noticed in 8 s; it says nothing when it goes."""
@@ -146,9 +148,7 @@ def _log_in(background: Background, station: Station) -> asyncssh.SSHClientConne
             return await connect()
         except asyncssh.ConnectionLost as error:
             # A server without a key of the kind that we know may hang up before we have found that out.
-            shown = await asyncssh.get_server_host_key(station.host, station.port, config=None)
-            known = {key.public_data for key in _known_keys(_known_hosts(station), station)}
-            if shown is not None and shown.public_data not in known:
+            if await _shows_another_key(station):
                 raise asyncssh.HostKeyNotVerifiable("another host key") from error
             raise
 
@@ -157,6 +157,17 @@ def _log_in(background: Background, station: Station) -> asyncssh.SSHClientConne
             return background.call(_in_time(log_in()))
     except (asyncssh.HostKeyNotVerifiable, asyncssh.KeyExchangeFailed) as error:
         raise _another_key(background, station) from error
+
+
+async def _shows_another_key(station: Station) -> bool:
+    """Whether it now shows a key that is not the one we know; a server that shows none has not."""
+    ask = asyncssh.get_server_host_key(station.host, station.port, config=None)
+    try:
+        shown = await asyncio.wait_for(ask, _ASK_AGAIN_S)
+    except (asyncio.TimeoutError, asyncssh.Error, OSError):
+        return False
+    known = {key.public_data for key in _known_keys(_known_hosts(station), station)}
+    return shown is not None and shown.public_data not in known
 
 
 async def _in_time(work: Coroutine[Any, Any, T]) -> T:

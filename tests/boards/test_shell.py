@@ -201,6 +201,9 @@ def greeter() -> Iterator[int]:
                 connection, _ = listener.accept()
                 with connection:
                     connection.sendall(b"hello")
+                    connection.shutdown(socket.SHUT_WR)
+                    while connection.recv(1 << 10):  # what is left unread would break the connection, not end it
+                        pass
 
         threading.Thread(target=serve, daemon=True).start()
         yield int(listener.getsockname()[1])
@@ -466,6 +469,7 @@ def test_nobody_there(in_process: Desk, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_something_else_that_listens(in_process: Desk) -> None:
+    """Says hello once and hangs up, then takes connections and says nothing: the first is what the user is told."""
     with greeter() as port:
         error = refused(in_process.behind(port))
     assert error.message.startswith(f'station "desk" broke off the login at "127.0.0.1:{port}"')
