@@ -8,7 +8,7 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ from splitboard.contract.errors import UserError
 _ON_BOARD = Path(__file__).with_name("lease_on_board.py")
 MINUTES = 15.0
 """Of a deploy's or a bench's lease, which is renewed every third of that: a measurement should not often meet it."""
+
+_TO_BREAK_S = 60.0
+"""Of the lease that stands in for the one that is taken away, for the moment between the two."""
 
 _RENEWALS = 3
 """In the time of one lease, so that one that fails does not end it."""
@@ -60,6 +63,32 @@ def _place() -> str:
     with contextlib.suppress(OSError):
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
     return ""
+
+
+def break_lease(
+    shell: Shell, root: str, agreed: Callable[[Holder, float], bool], *, python: str = "python3"
+) -> Holder | None:
+    """Takes a board away from whoever has it, and leaves it free. A run that goes on there fails at its next step.
+
+    Args:
+        shell: of the board.
+        root: the station's folder on the board.
+        agreed: asked, with the holder and the seconds that are left, whether that shall be done.
+        python: interpreter on the board.
+
+    Returns:
+        Who had it; ``None`` where nobody had, or where it was not agreed.
+    """
+    request = {"root": root, "token": secrets.token_hex(16), "holder": {}, "seconds": _TO_BREAK_S}
+    other = run_program(shell, python, _ON_BOARD, "take", request)
+    holder = None
+    if other is not None:
+        holder = Holder(**other["holder"])
+        if not agreed(holder, other["left_s"]):
+            return None
+        run_program(shell, python, _ON_BOARD, "take", {**request, "gone": other["holder"]})
+    run_program(shell, python, _ON_BOARD, "release", request)
+    return holder
 
 
 class Lease:
@@ -105,7 +134,10 @@ class Lease:
             raise UserError(
                 f'station "{self._shell.name}" is in use by "{who["owner"]}" (process {who["pid"]} on {who["host"]}) '
                 f"until {other['until']}",
-                [f"wait: it is free in {max(1, round(other['left_s']))} s at the latest, unless it is renewed"],
+                [
+                    f"wait: it is free in {max(1, round(other['left_s']))} s at the latest, unless it is renewed",
+                    f"if that run is gone: splitboard boards free {self._shell.name}",
+                ],
             )
 
     def give_back(self) -> None:

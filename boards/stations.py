@@ -141,7 +141,9 @@ def read_stations(path: Path) -> dict[str, Station]:
     except OSError as error:
         raise UserError(f'cannot read "{path}": {error.strerror}') from error
     except ValueError as error:
-        raise UserError(f'"{path}" is not valid TOML: {error}') from error
+        raise UserError(
+            f'"{path}" is not valid TOML: {error}', ['one table for each board: [pi1] and address = "pi@10.0.0.7"']
+        ) from error
     return {name: _station(name, table, path) for name, table in tables.items()}
 
 

@@ -98,10 +98,10 @@ def fetch_wheels(environment: Environment, facts: BoardFacts, wheelhouse: Path |
     Raises:
         UserError: there are no such wheels, or no way to get them.
     """
+    if wheelhouse is not None and not any(wheelhouse.glob("*.whl")):
+        raise UserError(f'no wheels in the folder "{wheelhouse}"', ["--wheelhouse DIR, a folder of .whl files"])
     if not environment.requirements:
         return ()
-    if wheelhouse is not None and not wheelhouse.is_dir():
-        raise UserError(f'no folder "{wheelhouse}"', ["--wheelhouse DIR, a folder of .whl files"])
     if wheelhouse is not None:
         with tempfile.TemporaryDirectory() as folder:
             _download(environment, facts, ["--no-index", "--find-links", str(wheelhouse)], Path(folder))

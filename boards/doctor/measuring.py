@@ -7,6 +7,7 @@ import re
 from boards.doctor.finding import Finding, in_the_way, ok, warning
 from boards.doctor.readings import Board
 from boards.stations import Station
+from runtime_edge.meters.find import HELP, is_meter
 from splitboard.contract.board import BoardKind
 
 _GOVERNOR_FILES = "/sys/devices/system/cpu/cpufreq/policy*/scaling_governor"
@@ -85,7 +86,9 @@ def sensors(board: Board, kind: BoardKind, station: Station) -> list[Finding]:
     chips = {chip.sensor for chip in kind.meter.chips}
     if _VCIO in board.devices and (kind.throttle.startswith("vcgencmd") or "rpi-pmic" in chips):
         found.append(_group(board, _VCIO, "video", "throttling" if not chips else "energy and throttling"))
-    if station.meter is not None:
+    if station.meter is not None and not is_meter(station.meter):
+        found.append(warning("energy", f'"{station.meter}" names no meter', f"meter in stations.toml: {HELP}"))
+    elif station.meter is not None:
         buses = sorted(path for path in board.devices if path.startswith("/dev/i2c-"))
         found += [_group(board, bus, "i2c", f'the meter "{station.meter}"') for bus in buses]
     if "rapl" in chips:

@@ -65,6 +65,14 @@ def find_meter(root: Path = Path("/"), spec: str = AUTO) -> Meter:
         raise UserError(f'the meter "{spec}" cannot be read: {error}', ["--meter auto"]) from error
 
 
+def is_meter(spec: str) -> bool:
+    """Whether a text names a meter; whether that one is there is another question."""
+    kind, _, rest = spec.partition(":")
+    if spec in (AUTO, NONE, *_FINDERS) or (kind in ("csv", "serial", "simulated") and rest):
+        return True
+    return bool(_CHIP.fullmatch(spec) or _MODULE.fullmatch(spec))
+
+
 def _best(root: Path) -> Meter:
     """The first that can be read; what is there and cannot be read is a better reason than what is not there."""
     absent: List[str] = []

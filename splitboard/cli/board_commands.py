@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +32,8 @@ def boards(context: typer.Context, json: Json = False) -> None:
       splitboard boards show rpi5
 
       splitboard boards detect pi@10.0.0.7
+
+      splitboard boards stations
     """
     if context.invoked_subcommand is not None:
         if json:
@@ -87,8 +90,10 @@ def detect(
     from boards.kinds import load_kind
     from boards.open_board import open_board
 
-    with open_board(station, stations, accept_host_key=accept_host_key) as (_, shell):
+    with open_board(station, stations, accept_host_key=accept_host_key) as (found, shell):
         detected = detect_kind(shell)
+    if found.kind not in (None, detected.kind):
+        detected = replace(detected, notes=(*detected.notes, f"it was named {found.kind}, which is what counts"))
     if json:
         from splitboard.report.outputs import DetectOutput
         from splitboard.report.results import result_json
@@ -98,6 +103,56 @@ def detect(
         from splitboard.cli.board_tables import print_detected
 
         print_detected(detected, load_kind(detected.kind))
+
+
+@_boards.command("stations")
+def list_stations(stations: Stations = None, json: Json = False) -> None:
+    """The boards on your desk, as your stations.toml names them; none of them is asked.
+
+    Example:
+      splitboard boards stations
+    """
+    from boards.stations import read_stations, stations_file
+
+    path = stations_file(stations)
+    if path is None:
+        raise UserError('there is no "stations.toml"', ['write one: [pi1] and address = "pi@10.0.0.7"'])
+    known = tuple(read_stations(path).values())
+    if json:
+        from splitboard.report.outputs import StationsOutput
+        from splitboard.report.results import result_json
+
+        typer.echo(result_json(StationsOutput(str(path), known)))
+    else:
+        from splitboard.cli.board_tables import print_stations
+
+        print_stations(path, known)
+
+
+@_boards.command()
+def free(
+    station: StationName,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    stations: Stations = None,
+    accept_host_key: AcceptHostKey = False,
+) -> None:
+    """Takes a board away from a run that holds it and is gone; one that is not fails at its next step.
+
+    A board is held by one run at a time and gets free by itself, 15 minutes after the run was last heard of.
+
+    Example:
+      splitboard boards free pi1
+    """
+    from boards.lease import Holder, break_lease
+    from boards.open_board import open_board
+
+    def agreed(holder: Holder, left_s: float) -> bool:
+        said = f'"{holder.owner}" (process {holder.pid} on {holder.host}) has {station} for {left_s:.0f} s more.'
+        return yes or typer.confirm(f"{said} Take it away?", err=True)
+
+    with open_board(station, stations, accept_host_key=accept_host_key) as (found, shell):
+        was = break_lease(shell, found.root, agreed, python=found.python or "python3")
+    typer.echo(f"{station} was taken from {was.owner}." if was else f"{station} was left as it is.")
 
 
 def doctor(

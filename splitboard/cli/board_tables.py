@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from rich.markup import escape
 
 from boards.detect import Detected
 from boards.doctor.finding import Findings
+from boards.stations import SSH_PORT, Station
 from splitboard.cli.tables import console
 from splitboard.contract.board import BoardKind, BoardMeter, Flash, System
 
@@ -35,6 +39,17 @@ def print_kind(kind: BoardKind) -> None:
         console().print(f"{name:<{width}}  {escape(value)}", highlight=False, soft_wrap=True)
 
 
+def print_stations(path: Path, stations: Sequence[Station]) -> None:
+    """Prints the boards on the desk."""
+    console().print(f"{escape(str(path))}: {len(stations) or 'no'} stations\n", style="bold", highlight=False)
+    width = max((len(one.name) for one in stations), default=0)
+    for one in stations:
+        host = f"[{one.host}]" if ":" in one.host else one.host
+        address = f"{one.user}@{host}" + ("" if one.port == SSH_PORT else f":{one.port}")
+        line = f"{one.name:<{width}}  {address:<28} {one.kind or 'kind not said'}"
+        console().print(escape(line), highlight=False, soft_wrap=True)
+
+
 def print_detected(detected: Detected, kind: BoardKind) -> None:
     """Prints what a board is."""
     console().print(f"{detected.kind}: {escape(kind.title)}", style="bold", highlight=False)
@@ -59,7 +74,8 @@ def print_findings(findings: Findings) -> None:
         for command in one.mend:
             console().print(f"{'':<23}{escape(command)}", highlight=False, soft_wrap=True)
     n_warnings = sum(one.level == "warning" for one in findings.findings)
-    console().print(f"\n{len(findings.in_the_way)} in the way, {n_warnings} warnings", highlight=False)
+    warnings = "1 warning" if n_warnings == 1 else f"{n_warnings} warnings"
+    console().print(f"\n{len(findings.in_the_way)} in the way, {warnings}", highlight=False)
 
 
 def _size(mib: int) -> str:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -326,12 +327,8 @@ def load_bundle(folder: Path) -> Bundle:
     """
     if not (folder / MANIFEST).is_file():
         raise UserError(f'"{folder}" is not a bundle: it has no {MANIFEST}', ["splitboard build MODEL --board KIND"])
+    _check_schema(folder)
     bundle = read_json(Bundle, folder / MANIFEST)
-    if bundle.schema_version != SCHEMA_VERSION:
-        raise UserError(
-            f'"{folder}" has bundle schema "{bundle.schema_version}", this version reads {SCHEMA_VERSION}',
-            ["build the bundle again with this version of splitboard"],
-        )
     rebuild = ["copy the bundle again from where it was built", "build it again: splitboard build"]
     _check_tasks(folder, bundle)
     _check_exits(folder, bundle)
@@ -348,6 +345,20 @@ def load_bundle(folder: Path) -> Bundle:
         if path.is_file() and path.relative_to(folder).as_posix() not in known:
             raise UserError(f'"{path}" is not in the manifest of the bundle', rebuild)
     return bundle
+
+
+def _check_schema(folder: Path) -> None:
+    """Another version's manifest is told as such, before what is missing in it."""
+    try:
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except ValueError:
+        return  # told with its place by the decoder
+    version = found.get("schema_version") if isinstance(found, dict) else None
+    if version is not None and version != SCHEMA_VERSION:
+        raise UserError(
+            f'"{folder}" has bundle schema "{version}", this version reads {SCHEMA_VERSION}',
+            ["build the bundle again with this version of splitboard"],
+        )
 
 
 def _check_tasks(folder: Path, bundle: Bundle) -> None:

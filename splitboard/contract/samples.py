@@ -89,15 +89,20 @@ def load_samples(path: Path, channels: int) -> Samples:
         raise UserError(f'no images at "{path}"', ["give a folder of images or an .npz with an array named images"])
     if images.ndim == 3:
         images = images[..., None]
-    if images.ndim != 4 or images.shape[-1] != channels or images.dtype != np.uint8 or len(images) == 0:
-        raise UserError(
-            f'"{path}" holds {images.dtype} images of shape "{list(images.shape)}", '
-            f"the model takes {channels} channels",
-            [f"store uint8 images as [n, height, width, {channels}], at least one"],
-        )
+    _check_images(path, images, channels)
     labels = {task: values for task, values in stored.items() if values.ndim == 1 and values.dtype == np.int64}
     targets = {task: values for task, values in stored.items() if task not in labels}
     return Samples(images, labels, image_hashes(images), targets)
+
+
+def _check_images(path: Path, images: NDArray[Any], channels: int) -> None:
+    tries = [f"store uint8 images as [n, height, width, {channels}], at least one"]
+    if images.ndim != 4 or images.size == 0:
+        raise UserError(f'"{path}" holds images of shape "{list(images.shape)}": there is no image in it', tries)
+    if images.dtype != np.uint8:
+        raise UserError(f'"{path}" holds images as "{images.dtype}", source images are uint8, from 0 to 255', tries)
+    if images.shape[-1] != channels:
+        raise UserError(f'"{path}" holds images of "{images.shape[-1]}" channels, the model takes {channels}', tries)
 
 
 def folder_labels(path: Path) -> Tuple[str, ...]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from boards.detect import Detected
 from boards.doctor.finding import Findings
+from boards.stations import Station
 from calib.diagnose.finding import Exclusion, LayerLoss, LayerNoise, TaskLoss
 from calib.gate.judgement import Reference, Verdict
 from export.reference import Parity
@@ -162,6 +163,19 @@ class BoardsOutput:
     """
 
     kinds: tuple[BoardKind, ...]
+
+
+@dataclass(frozen=True)
+class StationsOutput:
+    """``splitboard boards stations --json``.
+
+    Attributes:
+        file: that they are read from.
+        stations: in its order.
+    """
+
+    file: str
+    stations: tuple[Station, ...]
 
 
 @dataclass(frozen=True)

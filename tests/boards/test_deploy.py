@@ -389,7 +389,7 @@ def _fetched(environment: Environment, facts: BoardFacts, wheelhouse: Path | Non
 
 def test_no_wheelhouse_and_no_glibc(tmp_path: Path) -> None:
     environment = Environment(("numpy",), False, ("numpy",), "")
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="no wheels in the folder"):
         fetch_wheels(environment, facts_of((3, 11), "aarch64"), tmp_path / "none", tmp_path / "cache")
     with pytest.raises(UserError, match="not linked with glibc"):
         fetch_wheels(environment, replace(facts_of((3, 11), "aarch64"), glibc=None), None, tmp_path / "cache")
@@ -522,7 +522,7 @@ def test_the_command_fails_with_the_documented_codes(
         ([tiny_bundle], 3, "which station"),
         ([tiny_bundle, "desk", "--rollback"], 3, "--rollback takes no bundle"),
         (["--rollback", "desk"], 3, "has no release"),
-        ([tiny_bundle, "desk", "--wheelhouse", tmp_path / "none"], 0, ""),  # nothing is to be installed
+        ([tiny_bundle, "desk", "--wheelhouse", tmp_path / "none"], 3, "no wheels in the folder"),
         ([bad, "desk"], 1, "self-check"),
     ]
     for arguments, expected, said in rows:

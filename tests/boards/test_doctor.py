@@ -169,6 +169,14 @@ def test_all_is_read_in_one_round_trip() -> None:
     assert shell.ran == [("sh", "-s", "--", "", "splitboard", "python3")]
 
 
+@pytest.mark.parametrize(
+    ("meter", "known"), [("nonsense", False), ("csv:", False), ("ina226@1-0x40", True), ("my.lab:Meter", True)]
+)
+def test_a_meter_that_is_none(pi5: FakeBoard, meter: str, known: bool) -> None:
+    said = [one.what for one in of(pi5.doctor("rpi5", meter=meter), "energy")]
+    assert (f'"{meter}" names no meter' in said) != known
+
+
 # Python, numpy and the interpreter
 
 

@@ -17,7 +17,7 @@ from interpreters import find_interpreter
 from network.fault_proxy import fault_proxy
 from sshd import Desk, asyncssh_server
 
-from boards.lease import Lease
+from boards.lease import Holder, Lease, break_lease
 from boards.lease import lease as lease_with
 from boards.shell.connect import connect
 from boards.shell.local import LocalShell
@@ -63,6 +63,26 @@ def test_it_is_given_back_whatever_happens(tmp_path: Path) -> None:
         raise RuntimeError
     with lease(LocalShell(), str(tmp_path), "next", LONG):
         pass
+
+
+def test_it_can_be_taken_away_from_a_run_that_is_gone(tmp_path: Path) -> None:
+    shell, asked = LocalShell("pi"), []
+    break_it = partial(break_lease, shell, str(tmp_path), python=sys.executable)
+
+    def agree(holder: Holder, left_s: float) -> bool:
+        asked.append((holder.owner, holder.pid, left_s > 60 * LONG - 30))
+        return len(asked) > 1
+
+    assert break_it(agree) is None
+    with lease(shell, str(tmp_path), "bench of mine", LONG) as held:
+        assert break_it(agree) is None  # it was not agreed
+        refused(shell, tmp_path)
+        was = break_it(agree)
+        assert was is not None
+        assert was.owner == "bench of mine"
+        with lease(shell, str(tmp_path), "next", LONG), pytest.raises(UserError, match='in use by "next"'):
+            held.take()
+    assert asked == [("bench of mine", os.getpid(), True)] * 2
 
 
 _CONTEND = """import pathlib, sys, time

@@ -283,7 +283,7 @@ WRONG = {
     "no calibration": Wrong(build(calib="nope"), "nope"),
     "empty folder": Wrong(build(calib="empty"), "empty", ".png"),
     "no images": Wrong(build(calib="pictures.npz"), "images", "pictures"),
-    "channels": Wrong(build(calib="rgb.npz"), "[3, 40, 40, 3]", "[n, height, width, 1]"),
+    "channels": Wrong(build(calib="rgb.npz"), "3", "[n, height, width, 1]"),
     "float images": Wrong(build(calib="float.npz"), "float.npz", "uint8"),
     "cut images": Wrong(build(calib="cut.npz"), "cut.npz"),
     "text for images": Wrong(build(calib="text.npz"), "text.npz"),
@@ -355,7 +355,7 @@ WRONG = {
     # fine-tuning
     "fine-tune no model": Wrong(finetune(model="empty"), "empty", "splitboard export"),
     "fine-tune on no data": Wrong(finetune("nope.npz"), "nope.npz"),
-    "fine-tune on images of other channels": Wrong(finetune("rgb.npz"), "[3, 40, 40, 3]", "1]"),
+    "fine-tune on images of other channels": Wrong(finetune("rgb.npz"), "3", "1]"),
     "fine-tune on labels of another number": Wrong(finetune("labels.npz"), "shape", "3 whole numbers"),
     "fine-tune on labels of other tasks": Wrong(finetune("texture.npz"), "texture", "shape, colour"),
     "fine-tune on a class that is not there": Wrong(finetune("third.npz"), "2", "from 0 to 1"),

@@ -108,6 +108,19 @@ def test_boards(capfd: pytest.CaptureFixture[str]) -> None:
     assert "Raspberry Pi 5" in capfd.readouterr().out
 
 
+def test_stations(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "lab.toml").write_text(
+        '[pi1]\naddress = "pi@10.0.0.7"\nkind = "rpi5"\n[nano]\naddress = "ubuntu@[fe80::1]:2222"\n'
+    )
+    found = output(capfd, "stations-output", "boards", "stations", "--stations", str(tmp_path / "lab.toml"))["stations"]
+    assert [(one["name"], one["host"], one["port"], one["kind"]) for one in found] == [
+        ("pi1", "10.0.0.7", 22, "rpi5"),
+        ("nano", "fe80::1", 2222, None),
+    ]
+    assert run(["boards", "stations", "--stations", str(tmp_path / "lab.toml")]) == 0
+    assert "ubuntu@[fe80::1]:2222" in capfd.readouterr().out
+
+
 @pytest.mark.parametrize("verb", ["demo", "export", "splits", "build", "serve", "bench", "report", "boards", "train"])
 def test_every_verb_has_help(verb: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert run([verb, "--help"]) == 0

@@ -63,6 +63,7 @@ def test_a_path_that_leaves_the_bundle_is_refused(copy: Path, path: str) -> None
 def test_another_schema_is_refused(copy: Path) -> None:
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["schema_version"] = 99
+    del manifest["exits"]  # another version has other keys: what is missing is not what is wrong
     (copy / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match='bundle schema "99"'):
         load_bundle(copy)
