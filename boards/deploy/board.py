@@ -24,6 +24,9 @@ MODULES = {
 }
 """What to import of a runtime that a kind names."""
 
+CUDA_MODULES = ("pycuda.driver", "cuda.bindings.runtime")
+"""Bindings of CUDA, the one first that the runtime takes first."""
+
 _PROBE_TIMEOUT_S = 180.0
 """Imports from a slow card, one after the other."""
 
@@ -71,7 +74,8 @@ def probe(shell: Shell, station: Station, runtimes: tuple[str, ...]) -> BoardFac
         UserError: it has no interpreter, or one before Python 3.8.
     """
     python = python_of(station)
-    request = {"root": station.root, "modules": ["numpy", *(MODULES[name] for name in runtimes)]}
+    modules = ["numpy", *(MODULES[name] for name in runtimes), *(CUDA_MODULES if "tensorrt" in runtimes else ())]
+    request = {"root": station.root, "modules": modules}
     said = run_program(shell, python, ON_BOARD, "probe", request, _PROBE_TIMEOUT_S)
     return decode(BoardFacts, said, f'station "{station.name}"')
 

@@ -13,12 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from boards.deploy.board import MODULES, BoardFacts
+from boards.deploy.board import CUDA_MODULES, MODULES, BoardFacts
 from splitboard.contract.board import BoardKind
 from splitboard.contract.errors import UserError
 
 _OLDEST_GLIBC = {"x86_64": 5, "i686": 5}
 """Minor version of glibc 2 that the oldest manylinux tag of a processor stands for (PEP 600); 17 elsewhere."""
+
+_OLDEST_CUDA_WHEELS = 12
+"""Of CUDA's major versions those that NVIDIA has wheels of cuda-bindings for 64-bit Arm for."""
 
 _LEGACY = {5: "manylinux1", 12: "manylinux2010", 17: "manylinux2014"}
 """Names of tags before PEP 600."""
@@ -47,17 +50,35 @@ def needed(kind: BoardKind, facts: BoardFacts, station: str) -> Environment:
     Raises:
         UserError: it lacks what no wheel brings.
     """
+    if "tensorrt" in kind.runtime:
+        return _needed_by_tensorrt(kind, facts, station)
     for runtime in kind.runtime:
         if facts.has(runtime):
             return Environment((), True, (), runtime)
-    if "tensorrt" in kind.runtime:
+    if facts.machine == "armv7l":
+        return _needed_on_32_bit(facts, station)
+    return Environment(("numpy", "ai-edge-litert"), False, ("numpy", MODULES["ai-edge-litert"]), "ai-edge-litert")
+
+
+def _needed_by_tensorrt(kind: BoardKind, facts: BoardFacts, station: str) -> Environment:
+    """What JetPack brings, and a binding of CUDA: the wheel of the system's CUDA where the board has built none."""
+    if not facts.has("tensorrt"):
         raise UserError(
             f'station "{station}" has no TensorRT with numpy that "{facts.python}" can load',
             ["on the board: sudo apt-get install nvidia-jetpack python3-libnvinfer python3-numpy"],
         )
-    if facts.machine == "armv7l":
-        return _needed_on_32_bit(facts, station)
-    return Environment(("numpy", "ai-edge-litert"), False, ("numpy", MODULES["ai-edge-litert"]), "ai-edge-litert")
+    if any(facts.modules.get(module) is not None for module in CUDA_MODULES):
+        return Environment((), True, (), "tensorrt")
+    python = ".".join(map(str, facts.version))
+    cuda = next((one.cuda for one in kind.systems if one.python == python and one.cuda is not None), None)
+    major = 0 if cuda is None else int(cuda.split(".")[0])
+    if major < _OLDEST_CUDA_WHEELS:
+        raise UserError(
+            f'station "{station}" has no binding of CUDA, and for Python "{python}" there is no wheel of one',
+            [f"once, on the board: PATH=/usr/local/cuda/bin:$PATH {facts.python} -m pip install pycuda"],
+        )
+    # Both: the packages of the system stay visible, so that pip is not asked for what they depend on.
+    return Environment((f"cuda-bindings=={major}.*", "cuda-pathfinder"), True, (CUDA_MODULES[1],), "tensorrt")
 
 
 def _needed_on_32_bit(facts: BoardFacts, station: str) -> Environment:

@@ -8,6 +8,8 @@ from boards.doctor.wheels import WHEELS, Wheel, below, misfits, number, text
 from splitboard.contract.board import BoardKind, System
 
 _OLDEST_PYTHON = (3, 8)
+_OLDEST_CUDA_WHEELS = (12,)
+"""NVIDIA has wheels of cuda-bindings for 64-bit Arm from this CUDA on."""
 _JETPACK = "sudo apt install nvidia-jetpack"
 
 
@@ -125,7 +127,10 @@ def _bindings(python: Python, board: Board, known: System | None) -> list[Findin
             in_the_way("tensorrt", f"Python {python.version} at {python.path} sees no module tensorrt{theirs}", *mend)
         )
     if not {"pycuda", "cuda-bindings"} & python.packages.keys():
-        found.append(warning("cuda", "Python has no CUDA binding yet", f"{python.path} -m pip install pycuda"))
+        mend = [f"PATH=/usr/local/cuda/bin:$PATH {python.path} -m pip install pycuda"]
+        if known is not None and known.cuda is not None and number(known.cuda) >= _OLDEST_CUDA_WHEELS:
+            mend.insert(0, "splitboard deploy BUNDLE STATION, which brings cuda-bindings")
+        found.append(warning("cuda", "Python has no CUDA binding yet", *mend))
     constraint = None if known is None else known.numpy.get("tensorrt")
     numpy = python.packages.get("numpy")
     if numpy is None:

@@ -326,6 +326,9 @@ def facts_of(version: tuple[int, int], machine: str, **modules: str | None) -> B
     return BoardFacts("/r", "python3", version, machine, (2, 36), known, 1)
 
 
+ORIN = facts_of((3, 10), "aarch64", numpy="1.21.5", tensorrt="10.3.0")
+
+
 @pytest.mark.parametrize(
     ("kind", "facts", "requirements", "runtime"),
     [
@@ -341,7 +344,20 @@ def facts_of(version: tuple[int, int], machine: str, **modules: str | None) -> B
             "ai-edge-litert",
         ),
         ("rpi4", facts_of((3, 11), "armv7l", numpy="1.24.2"), ("tflite-runtime==2.14.0",), "tflite-runtime"),
-        ("jetson-orin-nano", facts_of((3, 10), "aarch64", numpy="1.21.5", tensorrt="8.6"), (), "tensorrt"),
+        # TensorRT is JetPack's; of CUDA there is a binding, or a wheel of one for JetPack 6 and 7.
+        (
+            "jetson-orin-nano",
+            replace(ORIN, modules={**ORIN.modules, "pycuda.driver": "2024.1"}),
+            (),
+            "tensorrt",
+        ),
+        ("jetson-orin-nano", ORIN, ("cuda-bindings==12.*", "cuda-pathfinder"), "tensorrt"),
+        (
+            "jetson-thor",
+            replace(ORIN, version=(3, 12)),
+            ("cuda-bindings==13.*", "cuda-pathfinder"),
+            "tensorrt",
+        ),
     ],
 )
 def test_what_is_installed(kind: str, facts: BoardFacts, requirements: tuple[str, ...], runtime: str) -> None:
@@ -352,6 +368,8 @@ def test_what_is_installed(kind: str, facts: BoardFacts, requirements: tuple[str
 def test_what_no_wheel_brings() -> None:
     with pytest.raises(UserError, match='station "pi" has no TensorRT'):
         needed(load_kind("jetson-orin-nano"), facts_of((3, 10), "aarch64", numpy="1.21.5"), "pi")
+    with pytest.raises(UserError, match=r'no binding of CUDA, and for Python "3\.8" there is no wheel'):
+        needed(load_kind("jetson-orin-nano"), replace(ORIN, version=(3, 8)), "pi")
     for numpy in (None, "2.2.0"):
         with pytest.raises(UserError, match=f'32-bit system with numpy "{numpy or "none"}"'):
             needed(load_kind("rpi4"), facts_of((3, 11), "armv7l", numpy=numpy), "pi")
