@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -66,6 +66,16 @@ def detect(shell: Shell, root: PurePosixPath = ROOT) -> Detected:
     return identify(read_sections(shell, IDENTITY, [root_argument(root)], timeout_s=_TIMEOUT_S))
 
 
+def is_virtual(shell: Shell) -> bool:
+    """Whether a board's device tree is that of a virtual machine, whose times mean nothing."""
+    said = shell.run(["sh", "-c", IDENTITY["compatible"], "sh", root_argument(ROOT)], timeout_s=_TIMEOUT_S)
+    return _is_virtual(said.stdout.splitlines())
+
+
+def _is_virtual(compatible: Iterable[str]) -> bool:
+    return any(one.startswith(_VIRTUAL) for one in compatible)
+
+
 def root_argument(root: PurePosixPath) -> str:
     """The root as the readings take it."""
     return str(root).rstrip("/")
@@ -89,7 +99,7 @@ def identify(sections: Mapping[str, str]) -> Detected:
             ["a 64-bit system: uname -m must say aarch64 or x86_64", "splitboard boards"],
         )
     notes = _notes(kind, by_word, by_model, model, machine)
-    if any(one.startswith(_VIRTUAL) for one in compatible):
+    if _is_virtual(compatible):
         notes.append("it is a virtual machine: its times and joules mean nothing")
     return Detected(kind.name, model, compatible, machine, _l4t(sections["tegra"]), tuple(notes))
 

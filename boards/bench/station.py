@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from boards.bench.request import BenchRequest, Places, bench_argv
 from boards.deploy.board import python_of
 from boards.deploy.deploy import Deployed, Progress, deploy
+from boards.detect import is_virtual
 from boards.emulated.shell import EmulatedShell
 from boards.lease import MINUTES, lease
 from boards.shell.shell import Completed, ConnectionLost, Shell
@@ -79,7 +80,7 @@ def bench_on(
             argv += [
                 "--end-with-stdin",
                 "--progress-lines",
-                *(["--emulated"] if isinstance(shell, EmulatedShell) else []),
+                *(["--emulated"] if isinstance(shell, EmulatedShell) or is_virtual(shell) else []),
             ]
             done = shell.follow(argv, say)
             _check(done, station)

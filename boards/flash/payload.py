@@ -140,7 +140,7 @@ def build_payload(bundle: Path, libraries: Libraries, user: str, keys: Sequence[
         "keep": 3,
     }
     texts = {
-        "setup.sh": _SETUP_SH.format(account=shlex.quote(user), folder=FOLDER),
+        "setup.sh": _SETUP_SH.format(account=shlex.quote(user), folder=FOLDER, selfcheck=SELFCHECK),
         "install.sh": _INSTALL_SH.format(folder=FOLDER, root=ROOT, selfcheck=SELFCHECK),
         "install.py": ON_BOARD.read_text(encoding="utf-8") + _INSTALL_PY.format(request=json.dumps(request)),
         SELFCHECK: _SELFCHECK.format(root=ROOT),
@@ -215,12 +215,21 @@ while :; do
     sleep 2
 done
 name=$(echo "$entry" | cut -d: -f1)
-runuser -u "$name" -- env HOME="$home" sh "$folder/install.sh"
+as_user() {{
+    runuser -u "$name" -- env HOME="$home" XDG_RUNTIME_DIR="/run/user/$uid" "$@"
+}}
+as_user sh "$folder/install.sh"
 mkdir -p /var/lib/systemd/linger
 : >"/var/lib/systemd/linger/$name"
 sync
 rm "$folder/payload.tar"
-loginctl enable-linger "$name" || echo "the self-check begins with the next boot"
+# Who has logged in already has a manager that does not know the unit yet.
+{{
+    loginctl enable-linger "$name" &&
+        systemctl start "user@$uid.service" &&
+        as_user systemctl --user daemon-reload &&
+        as_user systemctl --user start --no-block {selfcheck}
+}} || echo "the self-check begins with the next boot"
 """
 
 _INSTALL_SH = """\

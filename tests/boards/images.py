@@ -6,13 +6,17 @@ and writes is read back with tools of its own: mcopy, debugfs, fsck.vfat, e2fsck
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 import struct
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import pytest
 
 from splitboard.contract.bundle import (
     SCHEMA_VERSION,
@@ -125,6 +129,21 @@ def run(*argv: str, stdin: str = "") -> str:
     done = subprocess.run(argv, capture_output=True, text=True, input=stdin, env=environment, check=False)
     assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
     return done.stdout
+
+
+@contextlib.contextmanager
+def loop_device(file: Path) -> Iterator[Path]:
+    """A real block device whose content is a file; skips where that takes rights which are not there."""
+    environment = {**os.environ, "PATH": PATH}
+    argv = ["losetup", "--show", "-f", str(file)]
+    attached = subprocess.run(argv, capture_output=True, text=True, env=environment, check=False)
+    if attached.returncode != 0:
+        pytest.skip(f"no loop devices here: {attached.stderr.strip()}")
+    device = Path(attached.stdout.strip())
+    try:
+        yield device
+    finally:
+        run("losetup", "-d", str(device))
 
 
 def make_image(system: System, folder: Path) -> Path:

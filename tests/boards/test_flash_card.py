@@ -62,21 +62,6 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@contextlib.contextmanager
-def loop_device(file: Path) -> Iterator[Path]:
-    """A real block device whose content is a file; skips where that takes rights which are not there."""
-    attached = subprocess.run(
-        ["losetup", "--show", "-f", str(file)], capture_output=True, text=True, env={**os.environ, "PATH": images.PATH}
-    )
-    if attached.returncode != 0:
-        pytest.skip(f"no loop devices here: {attached.stderr.strip()}")
-    device = Path(attached.stdout.strip())
-    try:
-        yield device
-    finally:
-        images.run("losetup", "-d", str(device))
-
-
 def is_untouched(content: bytes) -> bool:
     return content.count(b"\xa5") == len(content)
 
@@ -86,7 +71,7 @@ def loop(tmp_path: Path) -> Iterator[Path]:
     """A card of 96 MiB that held something else."""
     backing = tmp_path / "card"
     backing.write_bytes(b"\xa5" * (CARD_MIB * images.MIB))
-    with loop_device(backing) as device:
+    with images.loop_device(backing) as device:
         yield device
 
 
@@ -261,7 +246,7 @@ def test_the_root_disk_is_refused(desk: Path) -> None:
 def test_a_small_card_is_refused(desk: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     small = tmp_path / "small"
     small.write_bytes(bytes(16 * images.MIB))
-    with loop_device(small) as device:
+    with images.loop_device(small) as device:
         assert run(flash(desk, device, "--yes")) == 3
         assert "too small" in capfd.readouterr().err
 
