@@ -7,7 +7,7 @@ DEMO_OUT ?= demo-out
 # Two processes of a thread each: threads of both on the same cores wait for one another, some of them six times as long.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-slow test-failed check format readme triton userland clean
+.PHONY: demo test test-slow test-failed check format readme triton contract userland clean
 
 # A stamp per extra, renewed when what it was made from changes; so a second run starts at once.
 $(VENV)/.installed-%: pyproject.toml constraints.txt
@@ -50,6 +50,19 @@ triton: .venv-triton/.installed
 .venv-triton/.installed: constraints.txt
 	$(PYTHON) -m venv .venv-triton
 	.venv-triton/bin/python -m pip install --quiet --disable-pip-version-check nvidia-pytriton==0.7.0 "tritonclient[grpc,http]==2.73.0" onnxruntime==$$(sed -n 's/^onnxruntime==\([^;]*\).*/\1/p' constraints.txt)
+	@touch $@
+
+# TensorRT's real bindings of two major versions (their small runtime, which needs no GPU), and type stubs of a third: what
+# the adapter calls must be in each. Apart from the environment, where they would pass for TensorRT.
+LEAN := $(addprefix build/lean-,10.16.1.11 11.4.0.106)
+
+contract: $(LEAN:%=%/.installed)
+	@for lean in $(LEAN); do \
+		PYTHONPATH=$$lean $(BIN)/python -m pytest -q tests/runtime_edge/test_tensorrt_contract.py || exit 1; \
+	done
+
+build/lean-%/.installed: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(@D) tensorrt-stubs==10.13.0.35.1 tensorrt-lean-cu12-libs==$* tensorrt-lean-cu12-bindings==$*
 	@touch $@
 
 # Arm Debians for emulated boards, into the user's cache.

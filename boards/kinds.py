@@ -7,7 +7,7 @@ import platform
 import sys
 from pathlib import Path
 
-from splitboard.contract.board import BoardKind
+from splitboard.contract.board import BoardKind, System
 from splitboard.contract.decode import decode
 from splitboard.contract.errors import UserError
 
@@ -21,8 +21,8 @@ _FOLDER = Path(__file__).with_name("kinds")
 _GENERIC = {"x86_64": "linux-x86-64", "aarch64": "linux-arm64"}
 """The generic kind by what ``uname -m`` prints."""
 
-_WRITTEN = {"tflite": ("int8", "fp16", "fp32", "int16x8"), "onnx": ("int8",)}
-"""Precisions that a build writes, by format. A kind may run more than that."""
+_OLDEST_PYTHON = (3, 8)
+"""That the edge runtime runs on. Older releases have ``trtexec`` alone, which is given no INT8."""
 
 
 def kind_names() -> list[str]:
@@ -46,23 +46,25 @@ def load_kind(name: str) -> BoardKind:
 
 
 def require_precision(kind: BoardKind, precision: str) -> None:
-    """Refuses to build what the kind does not run, with the reason, or what no build writes for it yet.
+    """Refuses to build what the kind does not run, with the reason.
 
     Raises:
         UserError: it is one of these.
     """
-    written = [one for one in kind.precisions if one in _WRITTEN[kind.format]]
     tries = [f"{kind.name} runs: {', '.join(kind.precisions)}"]
-    if precision in kind.precisions and precision not in written:
-        raise UserError(
-            f'"{precision}" for "{kind.name}" cannot be built yet: its format is {kind.format}, which is written as '
-            f"{', '.join(_WRITTEN[kind.format])} alone",
-            [f"--precision {one}" for one in written] or ["--board of another kind: splitboard boards"],
-        )
     if precision in kind.refused:
         raise UserError(f'"{kind.name}" does not run "{precision}": {kind.refused[precision]}', tries)
     if precision not in kind.precisions:
         raise UserError(f'unknown precision "{precision}"', tries)
+
+
+def systems_for(kind: BoardKind, precision: str) -> tuple[System, ...]:
+    """The kind's systems that a bundle of this precision is for, the newest first."""
+    if kind.format != "onnx" or precision != "int8":
+        return kind.systems
+    return tuple(
+        system for system in kind.systems if tuple(int(part) for part in system.python.split(".")) >= _OLDEST_PYTHON
+    )
 
 
 def generic_kind(machine: str) -> BoardKind | None:

@@ -1,11 +1,11 @@
-"""The board's half of the lease: a program for Python 3.8 and its standard library (`boards.shell.program`).
+"""The board's half of the lease: a program for Python 3.6, which JetPack 4 has, and its standard library.
+
+It is run by `boards.shell.program`.
 
 One file says who has the board; a lock of the kernel is held while it is read and written, so of two contenders one is
 first. Time is the board's, counted since it started: a Raspberry Pi has no clock that goes on without power, and its
 date jumps when the network sets it. A lease from before a restart has expired, whose connection cannot have lived on.
 """
-
-from __future__ import annotations
 
 import contextlib
 import fcntl
@@ -13,12 +13,12 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator  # noqa: UP035 - Python 3.6 cannot subscript the one of collections.abc
 
 LEASE, LOCK = "lease.json", "lease.lock"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+UPTIME = Path("/proc/uptime")
 
 Json = Any
 
@@ -63,7 +63,7 @@ def _held(root: Path) -> Json:
 
 def _now_s() -> float:
     """Since the board started, sleep included."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return float(UPTIME.read_text(encoding="ascii").split()[0])
 
 
 @contextlib.contextmanager

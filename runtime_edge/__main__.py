@@ -1,4 +1,4 @@
-"""The board's command line: ``python3 splitboard-edge.pyz run, bench, doctor or selfcheck``."""
+"""The board's command line: ``python3 splitboard-edge.pyz VERB``."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from typing import Callable, Iterator, List, NoReturn, Optional, Sequence, Tuple
 
 import numpy as np
 
-from runtime_edge.bench.clocks import SUDO, cool_down, governor_changes, held, power_mode_changes
 from runtime_edge.bench.energy import N_WINDOWS, NOT_ASKED, WINDOW_S, EnergyWindows, Plan, measure_energy
 from runtime_edge.bench.environment import read_environment
 from runtime_edge.bench.measure import Conditions, measure, records
+from runtime_edge.bench.steady import add_clock_options, steady
 from runtime_edge.bench.tether import tethered
-from runtime_edge.engines.choice import make_engine
-from runtime_edge.engines.litert import LiteRtEngine, find_interpreter
+from runtime_edge.engines.choice import find_runtime, make_engine
 from runtime_edge.link.link import Link
 from runtime_edge.link.sender import CODINGS, PLAIN, Sender
 from runtime_edge.meters.find import AUTO, HELP, find_meter
@@ -37,6 +36,7 @@ from runtime_edge.run_verb import (
     security,
 )
 from runtime_edge.selfcheck import local_split, selfcheck
+from runtime_edge.tensorrt.options import add_build_options, add_trt_build, add_trt_profile
 from splitboard import __version__
 from splitboard.contract.bundle import Bundle, Split, bundle_sha256, load_bundle
 from splitboard.contract.errors import (
@@ -53,7 +53,6 @@ from splitboard.contract.record import write_records
 from splitboard.contract.samples import Samples, load_samples
 
 EXIT_BROKEN_PIPE = 141
-COOL_DOWN_S = 600.0
 
 _EXAMPLES = """examples:
   python3 splitboard-edge.pyz doctor
@@ -63,6 +62,8 @@ _EXAMPLES = """examples:
       --server https://10.0.0.5:8000 --token-file token --out answers.jsonl
   python3 splitboard-edge.pyz bench --bundle elpv.bundle --data cells.npz --splits all --server http://10.0.0.5:8000 \\
       --out runs/board.jsonl
+  python3 splitboard-edge.pyz trt-build   --bundle int8.bundle --power-mode MAXN --sudo
+  python3 splitboard-edge.pyz trt-profile --bundle int8.bundle --beside fp16.bundle
 """
 
 
@@ -98,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     for made in (check, run, bench):
         made.add_argument("--bundle", type=Path, required=True, metavar="DIR")
         made.add_argument("--threads", type=int, default=1, help="of the edge engine (default 1)")
+        add_build_options(made)
     for made in (run, bench):
         add_server_options(made)
     add_run_options(run)
@@ -111,6 +113,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_board_options(bench)
     bench.add_argument("--emulated", action="store_true", help="the processor is emulated: no time means anything")
     bench.add_argument("--board", metavar="KIND", help="kind of board, for the record (default: the bundle's)")
+    add_trt_build(verb("trt-build", "builds a bundle's engines for TensorRT; says what became of INT8", _trt_build))
+    add_trt_profile(verb("trt-profile", "every layer's precision and time; why INT8 is slower", _trt_profile))
     return parser
 
 
@@ -126,25 +130,22 @@ def _add_energy_options(bench: argparse.ArgumentParser) -> None:
 
 
 def _add_board_options(bench: argparse.ArgumentParser) -> None:
-    bench.add_argument("--governor", metavar="NAME", help="while it measures, e.g. performance; put back afterwards")
-    bench.add_argument("--power-mode", metavar="NAME", help="of a Jetson, e.g. MAXN; put back afterwards")
-    bench.add_argument("--sudo", action="store_true", help="set both as root, by sudo -n")
-    bench.add_argument("--start-temperature", type=float, metavar="C", help="wait until the board is so cool")
-    bench.add_argument("--cool-down", type=float, default=COOL_DOWN_S, metavar="S", help="longest wait for that")
+    add_clock_options(bench)
     bench.add_argument("--end-with-stdin", action="store_true", help="do not outlive the connection that started it")
     bench.add_argument("--progress-lines", action="store_true", help="progress for a program: lines on standard error")
 
 
 def _doctor(options: argparse.Namespace) -> int:
     problems: List[UserError] = []
+    bundle: Optional[Bundle] = None
     runtime = "none"
     try:
-        runtime = find_interpreter().name
+        if options.bundle is not None:
+            bundle = load_bundle(options.bundle)
     except UserError as error:
         problems.append(error)
     try:
-        if options.bundle is not None:
-            load_bundle(options.bundle)
+        runtime = find_runtime(bundle)
     except UserError as error:
         problems.append(error)
     said = {
@@ -160,7 +161,10 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _selfcheck(options: argparse.Namespace) -> int:
     bundle = load_bundle(options.bundle)
-    with LiteRtEngine(options.bundle, bundle, (local_split(bundle),), options.threads) as engine:
+    made = make_engine(options.bundle, bundle, (local_split(bundle),), resources(options))
+    if made is None:
+        raise RuntimeError("local only has no edge half")
+    with made as engine:
         found = selfcheck(options.bundle, bundle, engine)
     _say(json.dumps({**dataclasses.asdict(found), "passed": found.passed}))
     return EXIT_PASS if found.passed else EXIT_GATE_FAILED
@@ -174,24 +178,20 @@ def _bench(options: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         if options.end_with_stdin:
             stack.enter_context(tethered())
-        stack.enter_context(_steady(options))
+        stack.enter_context(steady(options))
         return _measured(options)
 
 
-@contextlib.contextmanager
-def _steady(options: argparse.Namespace) -> Iterator[None]:
-    """Governor and power mode held, and the board cooled down."""
-    changes = [] if options.governor is None else governor_changes(options.governor)
-    changes += [] if options.power_mode is None else power_mode_changes(options.power_mode)
-    with held(changes, SUDO if options.sudo else ()):
-        if options.start_temperature is not None:
-            cool_down(
-                options.start_temperature,
-                options.cool_down,
-                lambda: read_environment("none").temperature_c,
-                _note,
-            )
-        yield
+def _trt_build(options: argparse.Namespace) -> int:
+    from runtime_edge.tensorrt.verbs import trt_build  # loaded here, since most boards have no use for it
+
+    return trt_build(options)
+
+
+def _trt_profile(options: argparse.Namespace) -> int:
+    from runtime_edge.tensorrt.verbs import trt_profile
+
+    return trt_profile(options)
 
 
 def _measured(options: argparse.Namespace) -> int:

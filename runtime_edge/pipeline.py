@@ -27,11 +27,13 @@ class Inference(NamedTuple):
             ``None`` where the server does not tell its own part.
         total_ns: end to end, measured on its own.
         scores: class scores (logits) by task.
+        device_ns: part of the edge span that a GPU was busy for; ``None`` where no GPU took part.
     """
 
     spans_ns: Optional[Tuple[int, ...]]
     total_ns: int
     scores: Dict[str, List[float]]
+    device_ns: Optional[int] = None
 
 
 class EdgeHalf(NamedTuple):
@@ -44,6 +46,7 @@ class EdgeHalf(NamedTuple):
         start_ns: when the image came.
         pre_ns: preprocessing.
         edge_ns: the edge graph.
+        device_ns: part of it that a GPU was busy for; ``None`` where no GPU took part.
     """
 
     split: Split
@@ -52,6 +55,7 @@ class EdgeHalf(NamedTuple):
     start_ns: int
     pre_ns: int
     edge_ns: int
+    device_ns: Optional[int] = None
 
 
 class Pipeline:
@@ -123,7 +127,7 @@ class Pipeline:
         end_ns = perf_counter_ns()
         if spans_ns is not None:
             spans_ns = (*spans_ns, end_ns - answered_ns)
-        return Inference(spans_ns, perf_counter_ns() - half.start_ns, scores)
+        return Inference(spans_ns, perf_counter_ns() - half.start_ns, scores, half.device_ns)
 
     def asked(self, split: Split) -> Tuple[str, ...]:
         """The tasks that a split's server half answers."""
@@ -143,7 +147,8 @@ class Pipeline:
         tensors = self._engine.infer(split.id, prepared)
         computed_ns = perf_counter_ns()
         tensors[self._image] = prepared
-        return EdgeHalf(split, pixels, tensors, start_ns, prepared_ns - start_ns, computed_ns - prepared_ns)
+        pre_ns, edge_ns = prepared_ns - start_ns, computed_ns - prepared_ns
+        return EdgeHalf(split, pixels, tensors, start_ns, pre_ns, edge_ns, self._engine.device_ns)
 
     def whole(self, half: EdgeHalf, local: Split) -> EdgeHalf:
         """The whole model on the board, for an image whose edge half was computed in vain.
@@ -157,7 +162,8 @@ class Pipeline:
         start_ns = perf_counter_ns()
         prepared = edge_image(half.pixels, self._table)
         tensors = self._engine.infer(local.id, prepared)
-        return half._replace(split=local, tensors=tensors, edge_ns=perf_counter_ns() - start_ns)
+        edge_ns = perf_counter_ns() - start_ns
+        return half._replace(split=local, tensors=tensors, edge_ns=edge_ns, device_ns=self._engine.device_ns)
 
     def can(self, coding: str) -> bool:
         """Whether board and server both have what a coding needs; not while the server cannot be asked."""

@@ -23,6 +23,7 @@ from runtime_edge.pipeline import Pipeline
 from runtime_edge.policy.choosers import Chooser, FixedSplit
 from runtime_edge.policy.costs import measured_costs, recorded_costs
 from runtime_edge.policy.dynamic_split import DynamicSplit, Objective, SplitCost
+from runtime_edge.tensorrt.options import build_options
 from splitboard.contract.answers import SCHEMA_VERSION, RunStart, RunSums
 from splitboard.contract.bundle import Bundle, Split, bundle_sha256, load_bundle
 from splitboard.contract.errors import EXIT_PASS, UserError
@@ -94,7 +95,7 @@ def resources(options: argparse.Namespace) -> Resources:
     arena = getattr(options, "arena", None)
     if arena is not None and not 0 <= arena < 1 << 30:
         raise UserError(f'--arena is "{arena:g}"', ["--arena 64, in MiB"])
-    return Resources(options.threads, None if arena is None else round(arena * (1 << 20)))
+    return Resources(options.threads, None if arena is None else round(arena * (1 << 20)), build_options(options))
 
 
 def run_verb(options: argparse.Namespace, arguments: Tuple[str, ...]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -20,13 +21,18 @@ class _Log(trt.ILogger):  # type: ignore[misc]  # the bindings have no types
         """Errors are read from the parser."""
 
 
-def errors(model: onnx.ModelProto) -> list[str]:
-    """What the parser has against a graph; builds an engine for one kind of GPU where it has nothing."""
+def errors(graph: onnx.ModelProto | Path) -> list[str]:
+    """What the parser has against a graph; builds an engine for one kind of GPU where it has nothing.
+
+    Args:
+        graph: a model, or a file, whose weights may lie in another one beside it.
+    """
     log = _Log()
     builder = trt.Builder(log)
     network = builder.create_network(0)
     parser = trt.OnnxParser(network, log)
-    if not parser.parse(model.SerializeToString()):
+    read = parser.parse_from_file(str(graph)) if isinstance(graph, Path) else parser.parse(graph.SerializeToString())
+    if not read:
         return [parser.get_error(i).desc() for i in range(parser.num_errors)]
     config = builder.create_builder_config()
     config.num_compute_capabilities = 1

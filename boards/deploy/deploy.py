@@ -34,6 +34,8 @@ SPARE_BYTES = 16 << 20
 """That stay free on the board's disk."""
 
 _PROGRAM_TIMEOUT_S = 600.0
+_SELF_CHECK_TIMEOUT_S = 3600.0
+"""On a Jetson the first one builds the engine, which takes its small boards tens of minutes."""
 """A slow card writes a hundred megabytes of libraries in minutes."""
 
 Progress = Callable[[str, int, int], None]
@@ -280,7 +282,7 @@ def _self_check(shell: Shell, station: Station, made: dict[str, Any]) -> None:
         UserError: the runtime did not start there.
     """
     argv = [made["python"], made["pyz"], "selfcheck", "--bundle", made["bundle"]]
-    done = shell.run(argv, timeout_s=_PROGRAM_TIMEOUT_S)
+    done = shell.run(argv, timeout_s=_SELF_CHECK_TIMEOUT_S)
     if done.returncode == EXIT_PASS:
         return
     said = done.stdout.splitlines()

@@ -10,6 +10,8 @@ from splitboard.contract.board import BoardKind, System
 _OLDEST_PYTHON = (3, 8)
 _OLDEST_CUDA_WHEELS = (12,)
 """NVIDIA has wheels of cuda-bindings for 64-bit Arm from this CUDA on."""
+_JETPACK_4 = "32."
+"""Releases of Jetson Linux that belong to it."""
 _JETPACK = "sudo apt install nvidia-jetpack"
 
 
@@ -19,9 +21,11 @@ def python(board: Board) -> list[Finding]:
         return [in_the_way("python", "there is none, by the name that the station gives", "sudo apt install python3")]
     version = number(board.python.version)
     if version < _OLDEST_PYTHON:
-        mend = 'sudo apt install python3.8 python3.8-venv, then python = "python3.8" in stations.toml'
+        mend = ['sudo apt install python3.8 python3.8-venv, then python = "python3.8" in stations.toml']
+        if (board.detected.l4t or "").startswith(_JETPACK_4):  # its TensorRT is for its own Python alone
+            mend = ["splitboard trtexec BUNDLE --board STATION, which times the edge graphs alone"]
         what = f"{board.python.version} at {board.python.path}; the edge runtime needs {text(_OLDEST_PYTHON)} or newer"
-        return [in_the_way("python", what, mend)]
+        return [in_the_way("python", what, *mend)]
     return [ok("python", f"{board.python.version} at {board.python.path}")]
 
 

@@ -98,9 +98,8 @@ def memory(board: Board, bundle: Bundle | None) -> list[Finding]:
         return [warning("memory", "the board does not tell how much is free")]
     needed, holds = _RUNTIME_MEMORY_BYTES, "the runtime alone needs about"
     if bundle is not None:
-        sizes = {one.path: one.size_bytes for one in bundle.artifacts}
         # Weights are there twice: as in the file, and as the kernels order them.
-        needed += 2 * sum(sizes[path] for path in bundle.edge_files)
+        needed += 2 * sum(one.size_bytes for one in bundle.artifacts if one.path.startswith("edge/"))
         holds = "the runtime and the bundle's weights need at least"
     what = f"{_mib(board.memory_bytes)} available; {holds} {_mib(needed)}"
     if board.memory_bytes < needed:

@@ -59,7 +59,10 @@ def _check_python(shell: Shell, python: str) -> None:
     if version < OLDEST_PYTHON:
         raise UserError(
             f'station "{shell.name}" has Python "{".".join(map(str, version))}" as {python}, at least 3.8 is needed',
-            ['install a newer one there and name it in stations.toml: python = "/usr/bin/python3.8"'],
+            [
+                'install a newer one there and name it in stations.toml: python = "/usr/bin/python3.8"',
+                "a Jetson with JetPack 4: splitboard trtexec BUNDLE --board STATION",
+            ],
         )
 
 

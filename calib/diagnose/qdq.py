@@ -19,6 +19,7 @@ from calib.diagnose.rebuild import Rebuilt, require_same
 from calib.diagnose.variants import Real, Runner, layers_of
 from calib.keep_float import operators_of
 from calib.qdq.emit import emit
+from calib.qdq.half import FP16
 from calib.qdq.plan import Plan, plan
 from export.graph import Graph
 from export.reference import reference_session
@@ -45,8 +46,9 @@ class QdqVariants:
         self._quantised = frozenset({*planned.weights, *(one.consumer for one in planned.edges)})
         made = {name for node in model.graph.node for name in node.output}
         every = layers_of(graph, rebuilt.outputs, rebuilt.crossing)
-        # A wire has its own name after the rounding for the server, and another before.
-        shown = {name: f"{name}/real" if f"{name}/real" in made else name for name in every}
+        # A wire has its own name after the rounding for the server, and another before; so has what is in fp16.
+        forms = {name: (f"{name}{FP16}", f"{name}/real", name) for name in every}
+        shown = {name: next((one for one in forms[name] if one in made), name) for name in every}
         self.layers = tuple(name for name in every if shown[name] in made)
         self.switchable = frozenset(name for name in self.layers if self._operators({name}) & self._quantised)
         self.steps: Mapping[str, tuple[float, int]] = {}
@@ -57,7 +59,8 @@ class QdqVariants:
     def tensors(self, image: Real) -> dict[str, Real]:
         """See `calib.diagnose.variants.Variants.tensors`."""
         values = self._artefact.run(self._shown, {self._image: image})
-        return {self._image: image.ravel(), **{n: v.ravel() for n, v in zip(self.layers, values, strict=True)}}
+        real = (np.asarray(value, np.float32).ravel() for value in values)
+        return {self._image: image.ravel(), **dict(zip(self.layers, real, strict=True))}
 
     def left_float(self, layers: Collection[str]) -> Runner:
         """See `calib.diagnose.variants.Variants.left_float`."""
@@ -73,7 +76,7 @@ class QdqVariants:
         wires = tuple(name for name in whole.wires if name == layer)
         used = {*wires, *(edge.tensor for edge in whole.edges)}
         scales = {name: scale for name, scale in whole.scales.items() if name in used}
-        planned = replace(whole, wires=wires, scales=scales)
+        planned = replace(whole, wires=wires, scales=scales, fp16=frozenset())
         return self._runner(emit(graph, planned), planned)
 
     def _operators(self, layers: Collection[str]) -> frozenset[str]:

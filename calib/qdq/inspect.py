@@ -1,4 +1,4 @@
-"""What a Q/DQ graph really holds, read from the graph itself: which operators run in INT8, and whether it is legal."""
+"""What a Q/DQ graph really holds, read from the graph itself: which operators run in INT8."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto
 
+from calib.qdq.half import FP16
+from calib.qdq.legal import check_legal as check_legal  # for those who know it from here
 from calib.qdq.plan import WEIGHTED, Plan
 from splitboard.contract.errors import SplitboardError
 
-Precision = Literal["int8", "mixed", "float"]
-"""Of an operator's data inputs (its bias left out): all come from INT8, some do, or none does.
+Precision = Literal["int8", "mixed", "fp16", "float"]
+"""Of an operator's data inputs (its bias left out): all come from INT8, some do, or none does; fp16 if it takes that.
 
 A residual addition is mixed: its skip is INT8, and the convolution in front hands the rest over in its accumulator.
 """
@@ -38,30 +39,44 @@ class Operator:
 
 
 def operators(model: ModelProto) -> tuple[Operator, ...]:
-    """Every operator but QuantizeLinear and DequantizeLinear, in the graph's order."""
+    """Every operator but QuantizeLinear, DequantizeLinear and the Cast to and from fp16, in the graph's order."""
     quantised = {node.input[0]: node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
     outputs = {value.name for value in model.graph.output}
     dequantised = {name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
     constants = {tensor.name for tensor in model.graph.initializer}
+    halves = {tensor.name for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT16}
     found = []
     for node in model.graph.node:
-        if node.op_type not in _QDQ:
-            # A wire is INT8 under its own name, and what is quantised into it has another.
-            wire = quantised.get(node.output[0])
-            name = wire if wire is not None and wire in outputs else node.output[0]
-            found.append(Operator(name, node.op_type, _precision(node, dequantised, constants)))
+        is_half = any(name in halves for name in node.input)
+        if _is_border(node, is_half=is_half):
+            halves.update(node.output if not is_half and node.op_type == "Cast" else ())
+            continue
+        halves.update(node.output if is_half else ())
+        # A wire is INT8 under its own name, and what is quantised into it has another.
+        wire = quantised.get(node.output[0])
+        name = wire if wire is not None and wire in outputs else node.output[0].removesuffix(FP16)
+        found.append(Operator(name, node.op_type, "fp16" if is_half else _precision(node, dequantised, constants)))
     return tuple(found)
+
+
+def _is_border(node: NodeProto, *, is_half: bool) -> bool:
+    """Whether a node only changes the type of real numbers."""
+    to_half = node.op_type == "Cast" and node.attribute[0].i == TensorProto.FLOAT16
+    return node.op_type in _QDQ or to_half or (node.op_type == "Cast" and is_half)
 
 
 def count_operators(models: Mapping[str, ModelProto]) -> dict[str, dict[str, int]]:
     """Number of each operator by split, those in INT8 apart: ``{"s03": {"Conv float": 1, "Conv int8": 7}}``.
 
-    QuantizeLinear and DequantizeLinear are counted under their own names.
+    QuantizeLinear, DequantizeLinear and the Cast to and from fp16 are counted under their own names.
     """
     counts = {}
     for split, model in models.items():
-        names = [f"{one.op_type} {one.precision}" for one in operators(model)]
+        found = operators(model)
+        names = [f"{one.op_type} {one.precision}" for one in found]
         names += [node.op_type for node in model.graph.node if node.op_type in _QDQ]
+        n_casts = len(model.graph.node) - len(names)
+        names += ["Cast"] * n_casts
         counts[split] = dict(sorted(Counter(names).items()))
     return counts
 
@@ -79,44 +94,13 @@ def check_precision(model: ModelProto, planned: Plan) -> None:
             raise SplitboardError(f'the operator that makes "{name}" is not in the graph, INT8 was planned for it')
     for name, one in found.items():
         expected = "int8" if name in planned.weights else "mixed" if name in skips else "float"
+        expected = "fp16" if name in planned.fp16 else expected
         if one.precision != expected:
             raise SplitboardError(f'operator "{one.op_type}" that makes "{name}" is {one.precision}, not {expected}')
     types = {value.name: value.type.tensor_type.elem_type for value in model.graph.output}
     for name in planned.outputs:
         if (types.get(name) == TensorProto.INT8) != (name in planned.wires):
             raise SplitboardError(f'output "{name}" is not {"int8" if name in planned.wires else "as in the model"}')
-
-
-def check_legal(model: ModelProto) -> None:
-    """What every TensorRT asks of QuantizeLinear and DequantizeLinear.
-
-    Scales are positive float32 constants and zero points are 0 in int8. What is dequantised was quantised in the same
-    graph with the same scale, so there is no int32 bias.
-
-    Raises:
-        SplitboardError: names the operator that breaks a rule.
-    """
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    quantised = {node.output[0]: node for node in model.graph.node if node.op_type == "QuantizeLinear"}
-    for node in model.graph.node:
-        if node.op_type in _QDQ:
-            wrong = _illegal(node, constants)
-            source = quantised.get(node.input[0])
-            if node.op_type == "DequantizeLinear" and (source is None or source.input[1] != node.input[1]):
-                wrong = "does not take what a QuantizeLinear of the same scale gives"
-            if wrong:
-                raise SplitboardError(f'{node.op_type} that makes "{node.output[0]}" {wrong}')
-
-
-def _illegal(node: NodeProto, constants: Mapping[str, TensorProto]) -> str | None:
-    if len(node.input) < 3 or node.input[1] not in constants or node.input[2] not in constants:
-        return "has no constant scale and zero point"
-    scale, zero = (numpy_helper.to_array(constants[name]) for name in node.input[1:3])
-    if scale.dtype != np.float32 or not np.isfinite(scale).all() or not (scale > 0).all():
-        return f'has a scale that is not a positive float32: "{scale.min():g}"'
-    if zero.dtype != np.int8 or zero.any():
-        return f'has a zero point that is not 0 in int8: {zero.dtype} "{zero.max()}"'
-    return None
 
 
 def _precision(node: NodeProto, dequantised: set[str], constants: set[str]) -> Precision:

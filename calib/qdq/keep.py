@@ -7,7 +7,20 @@ from onnx import helper
 from calib.qdq.plan import WEIGHTED
 from export.graph import Graph, NodeSet, members
 
+DEPTHWISE = ("float", "int8")
+"""What depthwise convolutions can be in; the first one is the default (``docs/adr/0026``)."""
+
 _AVERAGES = ("GlobalAveragePool", "ReduceMean", "AveragePool")
+
+
+def float_layers(graph: Graph, depthwise: str) -> frozenset[str]:
+    """The operators that TensorRT runs better in fp16 than in INT8.
+
+    Args:
+        graph: the whole float model.
+        depthwise: one of `DEPTHWISE`.
+    """
+    return squeeze_excite_nodes(graph) | (depthwise_nodes(graph) if depthwise == "float" else frozenset())
 
 
 def squeeze_excite_nodes(graph: Graph) -> frozenset[str]:

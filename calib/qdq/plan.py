@@ -1,4 +1,4 @@
-"""Decides which edges of a graph go through INT8, with which scale, and what stays float and why.
+"""Decides which edges of a graph go through INT8, with which scale, what stays float and why, and what of it is fp16.
 
 Signed int8, symmetric, zero point 0: what TensorRT reads. The places follow its guide to explicit quantisation
 (TensorRT developer guide, "Q/DQ placement recommendations"):
@@ -10,6 +10,7 @@ Signed int8, symmetric, zero point 0: what TensorRT reads. The places follow its
 * The tensors of a ``Concat`` share one scale, the largest of them. Otherwise each input would be requantised. The same
   holds through operators that only move values.
 * A task's output stays float, also where it crosses to the server. Every other real tensor that crosses is INT8.
+* Float operators with weights, and what is connected with them, run in fp16 (`calib.qdq.half`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
+from calib.qdq.half import LARGEST, half_positions, half_regions, too_large
 from calib.ranges import RangeTable
 from export.graph import Graph, members
 from splitboard.contract.bundle import TensorSpec
@@ -67,7 +69,7 @@ class Weight:
 
 @dataclass(frozen=True)
 class Plan:
-    """What becomes INT8. Operators go by the name of their first output.
+    """What becomes INT8 or fp16. Operators go by the name of their first output.
 
     Attributes:
         outputs: what the graph is to give, in order; a model's own inputs, which no graph makes, left out.
@@ -76,6 +78,7 @@ class Plan:
         scales: of each tensor on those edges and each wire, a float32.
         weights: by operator.
         stays_float: by operator that could be INT8, why it is not.
+        fp16: operators that run in half precision; what crosses the graph's ends is float32 all the same.
     """
 
     outputs: tuple[str, ...]
@@ -84,6 +87,7 @@ class Plan:
     scales: Mapping[str, float]
     weights: Mapping[str, Weight]
     stays_float: Mapping[str, str]
+    fp16: frozenset[str]
 
 
 def plan(graph: Graph, outputs: Sequence[str], table: RangeTable, keep_float: Collection[str] = ()) -> Plan:
@@ -99,14 +103,8 @@ def plan(graph: Graph, outputs: Sequence[str], table: RangeTable, keep_float: Co
         UserError: a tensor to keep float does not exist, or a scale is zero or not finite.
         SplitboardError: the table lacks a tensor.
     """
-    for name in keep_float:
-        if name not in graph.producer:
-            raise UserError(
-                f'no operator makes the tensor "{name}", which is to stay float',
-                ["names of the model's tensors: splitboard splits MODEL"],
-            )
-    made = tuple(name for name in dict.fromkeys(outputs) if name not in graph.inputs)
-    half = [graph.nodes[i] for i in members(graph.needed(made))]
+    _check_known(graph, keep_float)
+    made, half = _part(graph, outputs)
     weights: dict[str, Weight] = {}
     stays_float: dict[str, str] = {}
     for node in half:
@@ -120,7 +118,47 @@ def plan(graph: Graph, outputs: Sequence[str], table: RangeTable, keep_float: Co
     edges |= _skips(graph, half, made, weights.keys(), keep_float)
     wires = tuple(name for name in made if name not in graph.outputs and graph.is_float(name))
     scales = _scales(graph, half, table, {*wires, *(edge.tensor for edge in edges)})
-    return Plan(made, wires, frozenset(edges), scales, weights, stays_float)
+    int8 = weights.keys() | {edge.consumer for edge in edges}
+    fp16 = half_regions(graph, half, int8, WEIGHTED, table)
+    return Plan(made, wires, frozenset(edges), scales, weights, stays_float, fp16)
+
+
+def plan_fp16(graph: Graph, outputs: Sequence[str], table: RangeTable, keep_float: Collection[str] = ()) -> Plan:
+    """Plans the half-precision form; the arguments are those of `plan`, what is kept in float is float32.
+
+    Raises:
+        UserError: a tensor to keep float does not exist, or one does not fit fp16.
+    """
+    _check_known(graph, keep_float)
+    made, half = _part(graph, outputs)
+    chosen = [node for node in half if node.output[0] not in keep_float and half_positions(graph, node).outputs]
+    beyond = {node.output[0]: found for node in chosen if (found := too_large(graph, node, table)) is not None}
+    for tensor, magnitude in beyond.values():
+        raise UserError(
+            f'tensor "{tensor}" reaches "{magnitude:g}", and fp16 ends at {LARGEST:g}',
+            [f"--keep-float {','.join(beyond)}", "--precision fp32"],
+        )
+    return Plan(made, (), frozenset(), {}, {}, {}, frozenset(node.output[0] for node in chosen))
+
+
+def plan_fp32(graph: Graph, outputs: Sequence[str]) -> Plan:
+    """Plans the float32 form: nothing changes."""
+    return Plan(_part(graph, outputs)[0], (), frozenset(), {}, {}, {}, frozenset())
+
+
+def _check_known(graph: Graph, keep_float: Collection[str]) -> None:
+    for name in keep_float:
+        if name not in graph.producer:
+            raise UserError(
+                f'no operator makes the tensor "{name}", which is to stay float',
+                ["names of the model's tensors: splitboard splits MODEL"],
+            )
+
+
+def _part(graph: Graph, outputs: Sequence[str]) -> tuple[tuple[str, ...], list[NodeProto]]:
+    """What of some tensors a graph makes, and the operators that it needs for that."""
+    made = tuple(name for name in dict.fromkeys(outputs) if name not in graph.inputs)
+    return made, [graph.nodes[i] for i in members(graph.needed(made))]
 
 
 def wire_specs(graph: Graph, planned: Plan, crossing: Sequence[str]) -> tuple[TensorSpec, ...]:

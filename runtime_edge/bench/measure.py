@@ -53,11 +53,13 @@ class Timings:
         spans_ns: by span, one duration per sample.
         total_ns: one per sample.
         outputs: scores by task, ``[sample][class]``.
+        device_ns: part of the edge span that a GPU was busy for, one per sample; empty where no GPU took part.
     """
 
     spans_ns: Dict[str, List[int]] = field(default_factory=lambda: {span: [] for span in SPANS})
     total_ns: List[int] = field(default_factory=list)
     outputs: Dict[str, List[Tuple[float, ...]]] = field(default_factory=dict)
+    device_ns: List[int] = field(default_factory=list)
 
     def add(self, one: Inference, split: Split) -> None:
         """Appends one sample.
@@ -73,6 +75,8 @@ class Timings:
         for span, duration_ns in zip(SPANS, one.spans_ns):
             self.spans_ns[span].append(duration_ns)
         self.total_ns.append(one.total_ns)
+        if one.device_ns is not None:
+            self.device_ns.append(one.device_ns)
         for task, scores in one.scores.items():
             self.outputs.setdefault(task, []).append(tuple(scores))
 
@@ -184,6 +188,7 @@ def records(
                 meter=energy.meter,
                 check_windows=(energy.check_by_split or {}).get(split.id, ()),
                 check_meter=energy.check_meter,
+                device_ns=tuple(timed.device_ns),
             )
         )
     return made

@@ -20,9 +20,11 @@ class Engine(Protocol):
 
     Attributes:
         name: the interpreter and its version, as it goes into records.
+        device_ns: what a GPU was busy for in the last `infer`; ``None`` where the engine has none, or did not run yet.
     """
 
     name: str
+    device_ns: Optional[int]
 
     def __enter__(self) -> Engine:
         """Loads the edge file."""
@@ -70,6 +72,8 @@ class FakeEngine:
         splits: that it runs.
         run: gives the outputs of a split for an image; without it all outputs are zero.
     """
+
+    device_ns: Optional[int] = None
 
     def __init__(
         self,

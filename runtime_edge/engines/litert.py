@@ -102,6 +102,8 @@ class LiteRtEngine:
         set_up: splits whose signatures are.
     """
 
+    device_ns: Optional[int] = None
+
     def __init__(
         self, folder: Path, bundle: Bundle, splits: Sequence[Split], threads: int = 1, arena_bytes: int = 0
     ) -> None:

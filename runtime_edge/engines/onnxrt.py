@@ -17,7 +17,12 @@ _TYPES = {"tensor(float)": "float32", "tensor(int8)": "int8", "tensor(int32)": "
 """ONNX Runtime's names of the types of what crosses, and numpy's."""
 
 
-def _find_onnxruntime() -> Any:
+def find_onnxruntime() -> Any:
+    """Imports ONNX Runtime.
+
+    Raises:
+        UserError: it does not load.
+    """
     try:
         import onnxruntime
     except ImportError as error:
@@ -35,10 +40,12 @@ class OnnxRuntimeEngine:
         threads: of each session.
     """
 
+    device_ns: Optional[int] = None
+
     def __init__(self, folder: Path, bundle: Bundle, splits: Sequence[Split], threads: int = 1) -> None:
         if threads < 1:
             raise UserError(f'threads is "{threads}"', ["--threads 1"])
-        self._runtime = _find_onnxruntime()
+        self._runtime = find_onnxruntime()
         self.name = f"onnxruntime {self._runtime.__version__}"
         self._folder = folder
         self._bundle = bundle

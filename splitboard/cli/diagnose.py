@@ -18,6 +18,7 @@ from calib.diagnose.variants import Runner, Variants, sources_of
 from calib.gate.deployed import deployed_outputs, float_outputs
 from calib.gate.evaluation import EvaluationSet, check_labels
 from calib.keep_float import operators_of
+from calib.qdq.keep import depthwise_nodes
 from export.model import load_model
 from splitboard.cli.check import CheckRequest, Plan, Progress
 from splitboard.cli.check import plan as plan_check
@@ -104,7 +105,7 @@ def diagnose(request: DiagnoseRequest, show: Progress) -> DiagnoseOutput:
         layers=noises,
         worst=losses,
         exclusion=exclusion,
-        command=None if exclusion is None or not exclusion.met else _command(bundle, request.model, exclusion),
+        command=None if exclusion is None or not exclusion.met else _command(bundle, request.model, rebuilt, exclusion),
     )
 
 
@@ -215,7 +216,15 @@ def _exclusion(search: Search, variants: Variants, bundle: Bundle) -> Exclusion:
     )
 
 
-def _command(bundle: Bundle, model: Path | None, exclusion: Exclusion) -> str:
+def _depthwise(bundle: Bundle, rebuilt: Rebuilt) -> str:
+    """Where depthwise convolutions of a half for TensorRT are INT8 and were asked to be: the word for it."""
+    if bundle.splits[-1].edge_signature is not None:
+        return ""
+    kept = operators_of(rebuilt.balanced, bundle.quantisation.keep_float, rebuilt.crossing)
+    return "" if depthwise_nodes(rebuilt.balanced) <= kept else "int8"
+
+
+def _command(bundle: Bundle, model: Path | None, rebuilt: Rebuilt, exclusion: Exclusion) -> str:
     """What builds the bundle again with the list; the calibration images are the user's to name."""
     between = [split for split in bundle.splits if not split.is_remote and not split.is_local]
     local = dict.fromkeys(task for split in between for task in split.local_tasks)
@@ -225,6 +234,7 @@ def _command(bundle: Bundle, model: Path | None, exclusion: Exclusion) -> str:
         "--local": ",".join(local),
         "--ranges": "" if bundle.quantisation.errors else bundle.quantisation.ranges,
         "--keep-float": ",".join(exclusion.keep_float),
+        "--depthwise": _depthwise(bundle, rebuilt),
     }
     words = ["splitboard", "build", "MODEL" if model is None else str(model)]
     words += [word for option, value in options.items() if value for word in (option, value)]

@@ -34,6 +34,9 @@ def build(
     local: Annotated[
         str, typer.Option(help="Comma-separated tasks whose heads run on the board at these splits.")
     ] = "",
+    depthwise: Annotated[
+        str | None, typer.Option(help="Of an INT8 half for a Jetson: float (fp16, the default) or int8.")
+    ] = None,
     server_opset: Annotated[int | None, typer.Option(help="Opset of the server graphs: 17 for TensorRT 8.5.")] = None,
     json: Json = False,
 ) -> None:
@@ -49,14 +52,19 @@ def build(
       splitboard build mine.model --board rpi5 --split s48 --local defect --calib photos/ -o mine.bundle
 
       splitboard build mine.model --board rpi5 --split s11 --keep-float features.0,head --calib data:images -o b
+
+      splitboard build mine.model --board jetson-orin-nano --split auto --depthwise int8 --calib photos/ -o orin.bundle
+
+      splitboard build mine.model --board jetson-nano --split auto --precision fp16 --calib photos/ -o nano.bundle
     """
     from boards.kinds import load_kind, require_precision
     from calib.dataset import calibration_set
+    from calib.qdq.keep import DEPTHWISE
     from calib.recipe import Recipe, check_ranges
     from export.model import load_model
     from export.opset import check_opset
     from export.splits import list_splits
-    from splitboard.cli.build import BuildRequest, build_bundle, build_output, check_buildable
+    from splitboard.cli.build import BuildRequest, build_bundle, build_output, check_buildable, check_depthwise
     from splitboard.cli.console import steps
     from splitboard.cli.splits import choose_for_build
     from splitboard.cli.tables import quantisation_lines
@@ -66,6 +74,7 @@ def build(
 
     kind = load_kind(board)
     require_precision(kind, precision)
+    check_depthwise(kind, precision, depthwise)
     check_ranges(ranges)
     kept = tuple(name.strip() for name in keep_float.split(",") if name.strip())
     recipe = Recipe(precision, ranges, equalise=equalise, keep_float=kept)
@@ -78,7 +87,7 @@ def build(
     check_folder(out, MANIFEST)
     channels = loaded.info.declared().source_channels
     with calibration_set(calib, channels, calib_limit, path) as data, steps("splitboard") as show:
-        request = BuildRequest(chosen, kind, recipe, server_opset=server_opset)
+        request = BuildRequest(chosen, kind, recipe, server_opset=server_opset, depthwise=depthwise or DEPTHWISE[0])
         bundle = build_bundle(loaded, points, request, data, out, show)
     made = build_output(out, bundle, chosen)
     if json:

@@ -12,7 +12,15 @@ from typing import Any
 
 import typer
 
-from splitboard.cli import bench_commands, board_commands, commands, deploy_commands, flash_commands
+from splitboard.cli import (
+    bench_commands,
+    board_commands,
+    commands,
+    deploy_commands,
+    flash_commands,
+    legal_commands,
+    trtexec_commands,
+)
 from splitboard.contract.errors import EXIT_BUG, EXIT_PASS, EXIT_USER_ERROR, SplitboardError, UserError
 
 _EXIT_INTERRUPTED = 130
@@ -34,6 +42,8 @@ bench_commands.register(app)
 board_commands.register(app)
 deploy_commands.register(app)
 flash_commands.register(app)
+legal_commands.register(app)
+trtexec_commands.register(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

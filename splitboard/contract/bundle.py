@@ -93,7 +93,7 @@ class Artifact:
 
     Attributes:
         path: relative to the bundle, with forward slashes.
-        format: ``tflite``, ``onnx``, ``npz``, ``json`` or ``text``.
+        format: ``tflite``, ``onnx``, ``onnx-weights`` (of the ONNX files beside it), ``npz``, ``json`` or ``text``.
         size_bytes: size of the file.
         sha256: of the file's bytes, hexadecimal.
     """

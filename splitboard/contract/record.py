@@ -151,6 +151,8 @@ class RunRecord:
         meter: of the windows, ``None`` where there is none.
         check_windows: the same windows by a second meter, in the same order; empty where there is none.
         check_meter: the second meter.
+        device_ns: part of the span ``edge`` that a GPU was busy for, between two of its own events, one per sample;
+            empty where no GPU took part.
     """
 
     schema_version: int
@@ -178,6 +180,7 @@ class RunRecord:
     meter: Optional[MeterFacts] = None
     check_windows: Tuple[Window, ...] = ()
     check_meter: Optional[MeterFacts] = None
+    device_ns: Tuple[int, ...] = ()
 
 
 def write_records(path: Path, records: Iterable[RunRecord]) -> None:

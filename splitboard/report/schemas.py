@@ -14,16 +14,20 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
+from boards.bench.edge_alone import EdgeTimes
 from boards.deploy.deploy import Deployed, Outlook
 from boards.flash.card import FlashOutput
 from boards.flash.jetson import JetsonPlan
 from boards.flash.plan import Plan as FlashPlan
 from calib.gate.baseline import Baseline
 from calib.gate.judgement import Judgement
+from calib.qdq.legal import Legality
+from runtime_edge.tensorrt.profile import EngineProfile
 from splitboard.contract.answers import AnsweredImage, AnsweredTask, RunStart, RunSums
 from splitboard.contract.bundle import Bundle
 from splitboard.contract.exits import ExitRules
 from splitboard.contract.record import RunRecord
+from splitboard.report.edge_alone import EdgeAloneOutput
 from splitboard.report.outputs import (
     BenchOutput,
     BoardsOutput,
@@ -56,6 +60,7 @@ SCHEMAS: Mapping[str, type] = {
     "build-output": BuildOutput,
     "bundle": Bundle,
     "check-judgement": Judgement,
+    "check-onnx-output": Legality,
     "check-output": CheckOutput,
     "gate-baseline": Baseline,
     "deploy-output": Deployed,
@@ -64,7 +69,10 @@ SCHEMAS: Mapping[str, type] = {
     "diagnose-output": DiagnoseOutput,
     "doctor-output": DoctorOutput,
     "demo-result": DemoResult,
+    "edge-alone-output": EdgeAloneOutput,
     "edge-output": EdgeOutput,
+    "edge-times": EdgeTimes,
+    "engine-profile": EngineProfile,
     "exit-rules": ExitRules,
     "exits-output": ExitsOutput,
     "export-output": ExportOutput,

@@ -514,6 +514,7 @@ def test_jetpack_4_has_too_old_a_python(empty: FakeBoard) -> None:
     findings = empty.doctor()
     assert [one.check for one in findings.in_the_way] == ["python"]
     assert "3.6.9" in findings.in_the_way[0].what
+    assert "trtexec" in findings.in_the_way[0].mend[0]
     assert of(findings, "cuda")[0].what == "10.2.300"
     (energy,) = of(findings, "energy")
     assert (energy.level, energy.what.startswith("POM_5V_IN;")) == ("ok", True)

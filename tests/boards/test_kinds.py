@@ -12,7 +12,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from boards.kinds import kind_names, load_kind, require_precision, runs_bundles_of, this_machine
+from boards.kinds import kind_names, load_kind, require_precision, runs_bundles_of, systems_for, this_machine
 from calib.quantise import PRECISIONS
 from splitboard.cli.main import run
 from splitboard.contract.board import BoardKind
@@ -223,13 +223,22 @@ def test_no_int8_hardware_is_refused_with_the_reason(name: str) -> None:
     assert error.value.tries == (f"{name} runs: fp16, fp32",)
 
 
-@pytest.mark.parametrize(
-    ("name", "advice"), [("jetson-orin-nx", "--precision int8"), ("jetson-nano", "splitboard boards")]
-)
-def test_what_no_build_writes_yet_is_refused_before_any_work(name: str, advice: str) -> None:
-    with pytest.raises(UserError, match=f'"fp16" for "{name}" cannot be built yet') as error:
-        require_precision(load_kind(name), "fp16")
-    assert advice in error.value.tries[0]
+@pytest.mark.parametrize("name", RUN_BY)
+def test_jetsons_build_fp16_and_no_16_bit_integers(name: str) -> None:
+    for precision in ("fp16", "fp32"):
+        require_precision(load_kind(name), precision)
+    with pytest.raises(UserError, match="TensorRT has no 16-bit integer activations"):
+        require_precision(load_kind(name), "int16x8")
+
+
+def test_int8_is_not_for_systems_that_the_edge_runtime_does_not_run_on() -> None:
+    """JetPack 4 has Python 3.6: there is trtexec alone, in fp16."""
+    for name in RUN_BY:
+        kind = load_kind(name)
+        assert systems_for(kind, "fp16") == kind.systems
+        assert {one.python for one in kind.systems} - {one.python for one in systems_for(kind, "int8")} <= {"3.6"}
+    assert [one.jetpack for one in systems_for(load_kind("jetson-xavier-nx"), "int8")] == ["5.1"]
+    assert len(systems_for(load_kind("rpi5"), "int8")) == len(load_kind("rpi5").systems)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

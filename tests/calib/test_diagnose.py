@@ -205,8 +205,8 @@ def test_all_layers_in_float_are_the_float_model(bundle: Path) -> None:
     exact = reference(rebuilt.graph.model, rebuilt.outputs, {"image": image})
     for name, value in zip(rebuilt.outputs, exact, strict=True):
         off = np.abs(last(image)[name] - value).max() / np.abs(value).max()
-        # TFLite's image and scores are INT8 all the same.
-        assert off < (0.1 if rebuilt_for_tflite(made) else 1e-5)
+        # TFLite's image and scores are INT8 all the same; what is float in Q/DQ is fp16.
+        assert off < (0.1 if rebuilt_for_tflite(made) else 1e-3)
 
 
 def narrower(one: Range) -> Range:

@@ -32,6 +32,7 @@ from quantised import (  # type: ignore[import-not-found, unused-ignore]
 )
 
 from calib.qdq.emit import emit
+from calib.qdq.half import FP16
 from calib.qdq.inspect import check_legal, check_precision, count_operators, operators
 from calib.qdq.keep import depthwise_nodes, squeeze_excite_nodes
 from calib.qdq.plan import Plan, plan, wire_specs
@@ -52,7 +53,9 @@ def constants_of(model: ModelProto) -> dict[str, NDArray[np.generic]]:
 
 
 def made_by(model: ModelProto, tensor: str) -> NodeProto:
-    (found,) = [one for one in model.graph.node if tensor in one.output]
+    """The operator that makes a tensor, in fp16 or as float32 in front of a Cast to or from it."""
+    makers = [one for one in model.graph.node if {tensor, tensor + FP16} & set(one.output)]
+    (found,) = [one for one in makers if one.op_type != "Cast"]
     return found
 
 
@@ -211,7 +214,8 @@ def test_nothing_is_quantised_around_squeeze_excite_if_asked() -> None:
     table = observed(graph, images(graph, 2))
     model = int8_form(graph, table, keep_float=kept)
     small = [one for one in operators(model) if graph.shapes[one.output][2:] == (1, 1)]
-    assert {one.precision for one in small} == {"float"}
+    assert {one.precision for one in small if one.output in kept} == {"fp16"}
+    assert {one.precision for one in small} == {"fp16", "float"}
     assert sum(one.precision == "int8" for one in operators(model)) == 52 - 18 + 4
     assert sum(one.precision == "int8" for one in operators(int8_form(graph, table))) == 52 + 4
     depthwise = depthwise_nodes(graph)
@@ -219,7 +223,7 @@ def test_nothing_is_quantised_around_squeeze_excite_if_asked() -> None:
     floats = {
         one.output
         for one in operators(int8_form(graph, table, keep_float=kept | depthwise))
-        if one.op_type in ("Conv", "Gemm") and one.precision == "float"
+        if one.op_type in ("Conv", "Gemm") and one.precision == "fp16"
     }
     assert floats == kept | depthwise
 

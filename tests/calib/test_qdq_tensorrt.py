@@ -5,6 +5,8 @@ Necessary, not sufficient: the parser is newer than those on boards, and nothing
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -22,10 +24,12 @@ from quantised import (  # type: ignore[import-not-found, unused-ignore]
 from tensorrt_parser import errors
 
 from calib.qdq.emit import emit
-from calib.qdq.keep import depthwise_nodes, squeeze_excite_nodes
-from calib.qdq.plan import plan
+from calib.qdq.keep import float_layers
+from calib.qdq.plan import plan, plan_fp16
 from export.cuts import multi_tensor_cuts
-from export.opset import lower_opset
+from export.external import SharedWeights
+from export.graph import Graph
+from export.opset import lower_opset, opset_of
 
 pytestmark = pytest.mark.trtrtx
 
@@ -40,21 +44,32 @@ FAMILIES = (
     "efficientnet_lite0_two_heads",
 )
 
-KEEP_THEIR_OPSET = {"vit"}
-"""onnx's converter has no older form of the operator Split."""
+OPSETS = (13, 17, 18)
+"""That bundles are written in: for TensorRT from 8.2 on, from 8.5 on, from 10 on."""
+
+WRITTEN = [(name, opset) for name in FAMILIES for opset in OPSETS if (name, opset) != ("vit", 13)]
+"""LayerNormalization began in opset 17."""
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_whole_networks_parse_and_build(name: str) -> None:
+@pytest.mark.parametrize(("name", "opset"), WRITTEN)
+def test_whole_networks_parse_and_build_by_path(name: str, opset: int, tmp_path: Path) -> None:
     graph = exported(name)
     table = observed(graph, images(graph, 2))
-    model = emit(graph, plan(graph, graph.outputs, table))
-    assert errors(model) == []
-    if name not in KEEP_THEIR_OPSET:
-        assert errors(lower_opset(model, 17)) == []
-    kept = squeeze_excite_nodes(graph) | depthwise_nodes(graph)
-    if kept:
-        assert errors(emit(graph, plan(graph, graph.outputs, table, kept))) == []
+    older = Graph(lower_opset(graph.model, opset))
+    plans = {
+        "fp16": plan_fp16(older, older.outputs, table),
+        "int8": plan(older, older.outputs, table, float_layers(older, "float")),
+        "int8-depthwise": plan(older, older.outputs, table, float_layers(older, "int8")),
+    }
+    weights = SharedWeights("weights.bin")
+    for form, planned in plans.items():
+        model = emit(older, planned)
+        assert (opset_of(model), model.ir_version <= 8) == (opset, True)
+        weights.take(model)
+        (tmp_path / f"{form}.onnx").write_bytes(model.SerializeToString())
+    (tmp_path / "weights.bin").write_bytes(weights.content)
+    for form in plans:
+        assert errors(tmp_path / f"{form}.onnx") == []
 
 
 def test_halves_that_send_several_int8_tensors_parse_and_build() -> None:

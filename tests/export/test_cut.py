@@ -8,20 +8,18 @@ import numpy as np
 import onnx
 import pytest
 from conftest import synthetic_images
-from graphs import made_of
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 from export.cut import cut as halves
 from export.cut import remote_graph, server_graph, wire_server_graph
 from export.cuts import Cut, place
 from export.graph import Graph
 from export.model import Model, load_model
-from export.opset import lower_opset, opset_of
 from export.reference import reference_session
 from export.splits import list_splits
 from export.verify import LIMIT, verify_all, verify_cut
 from splitboard.contract.bundle import TensorSpec
-from splitboard.contract.errors import SplitboardError, UserError
+from splitboard.contract.errors import SplitboardError
 from splitboard.contract.preprocess import Preprocessing, normalise, prepare
 
 
@@ -125,28 +123,3 @@ def test_the_server_graph_dequantises_the_wire_tensor(model: Model, zero_point: 
     actual = reference_session(wire).run(names, {crossing.name: stored})
     for ours, theirs in zip(actual, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("opset", [14, 17])
-def test_an_older_opset_computes_the_same(opset: int) -> None:
-    """The axes of a reduction are an input since opset 18 and were an attribute before."""
-    graph = made_of(
-        [
-            helper.make_node("HardSwish", ["x"], ["a"]),
-            helper.make_node("ReduceMean", ["a", "axes"], ["b"], keepdims=1, noop_with_empty_axes=0),
-            helper.make_node("Add", ["a", "b"], ["y"]),
-        ],
-        constants={"axes": np.array([0])},
-    )
-    lowered = lower_opset(graph.model, opset)
-    assert opset_of(lowered) == opset
-    x = np.array([-1.5, 2.5], np.float32)
-    (expected,) = reference_session(graph.model).run(["y"], {"x": x})
-    (actual,) = reference_session(lowered).run(["y"], {"x": x})
-    np.testing.assert_allclose(actual, expected, rtol=1e-6)
-
-
-@pytest.mark.parametrize("opset", [13, 19])
-def test_an_opset_that_cannot_be_is_refused(model: Model, opset: int) -> None:
-    with pytest.raises(UserError, match=f'opset "{opset}" cannot be written'):
-        lower_opset(model.graph.model, opset)

@@ -1,0 +1,1 @@
+"""What the runtime asks of CUDA, by whichever Python binding is installed."""
