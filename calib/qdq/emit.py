@@ -131,20 +131,19 @@ def _real(tensor: str, planned: Plan) -> str:
     return f"{tensor}/real" if tensor in planned.wires else tensor
 
 
-def weight_scales(values: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
-    """One scale per channel: the largest magnitude is stored as 127.
+def weight_scales(values: NDArray[np.float32], axis: int | None) -> NDArray[np.float32]:
+    """One scale per channel, or one in all: the largest magnitude is stored as 127.
 
     Args:
         values: float weights.
-        axis: of the channels.
+        axis: of the channels; ``None`` for one scale.
 
     Returns:
-        float32, ``[channels]``; positive where the weights are finite.
+        float32, ``[channels]`` or ``[]``; positive where the weights are finite.
     """
     others = tuple(i for i in range(values.ndim) if i != axis)
-    limits = np.abs(values).max(axis=others).astype(np.float64)
-    scales: NDArray[np.float32] = np.maximum(limits / SYMMETRIC_STEPS, _SMALLEST_SCALE).astype(np.float32)
-    return scales
+    limits = np.asarray(np.abs(values).max(axis=others), np.float64)
+    return np.asarray(np.maximum(limits / SYMMETRIC_STEPS, _SMALLEST_SCALE), np.float32)
 
 
 def _weight_scales(graph: Graph, weight: Weight) -> NDArray[np.float32]:
@@ -156,7 +155,7 @@ def _weight_scales(graph: Graph, weight: Weight) -> NDArray[np.float32]:
 
 def _stem(weight: Weight) -> str:
     # With the axis, since two operators may share weights and not the axis.
-    return f"{weight.tensor}/axis{weight.axis}"
+    return f"{weight.tensor}/whole" if weight.axis is None else f"{weight.tensor}/axis{weight.axis}"
 
 
 def _weight_nodes(weight: Weight) -> list[NodeProto]:

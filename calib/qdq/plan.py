@@ -56,15 +56,15 @@ class Edge:
 
 @dataclass(frozen=True)
 class Weight:
-    """Weights that are quantised per channel.
+    """Weights that are quantised.
 
     Attributes:
         tensor: the initializer's name.
-        axis: of the output channels.
+        axis: of the output channels, which have a scale each; ``None`` for one scale in all.
     """
 
     tensor: str
-    axis: int
+    axis: int | None
 
 
 @dataclass(frozen=True)
@@ -195,12 +195,16 @@ def _weight(graph: Graph, node: NodeProto) -> Weight | str:
     return Weight(name, _output_channels(node, len(values.dims)))
 
 
-def _output_channels(node: NodeProto, rank: int) -> int:
-    """Axis of an operator's weights along which its outputs differ (ONNX, operators' specifications)."""
+def _output_channels(node: NodeProto, rank: int) -> int | None:
+    """Axis of an operator's weights along which its outputs differ (ONNX, operators' specifications).
+
+    ``None`` for ConvTranspose: its outputs lie along axis 1, and TensorRT's kernels have scales along axis 0
+    (NVIDIA/TensorRT issue 2380), so that one scale is what both agree on.
+    """
+    if node.op_type == "ConvTranspose":
+        return None
     if node.op_type == "Conv":
         return 0
-    if node.op_type == "ConvTranspose":
-        return 1
     transposed = any(one.name == "transB" and helper.get_attribute_value(one) for one in node.attribute)
     return 0 if transposed else rank - 1
 
