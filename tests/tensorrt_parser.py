@@ -27,15 +27,25 @@ def errors(graph: onnx.ModelProto | Path) -> list[str]:
     Args:
         graph: a model, or a file, whose weights may lie in another one beside it.
     """
-    log = _Log()
-    builder = trt.Builder(log)
-    network = builder.create_network(0)
-    parser = trt.OnnxParser(network, log)
-    read = parser.parse_from_file(str(graph)) if isinstance(graph, Path) else parser.parse(graph.SerializeToString())
-    if not read:
-        return [parser.get_error(i).desc() for i in range(parser.num_errors)]
+    builder = trt.Builder(_Log())
+    network, found = _parsed(builder, graph)
+    if found:
+        return found
     config = builder.create_builder_config()
     config.num_compute_capabilities = 1
     config.set_compute_capability(trt.ComputeCapability.SM86, 0)
     assert builder.build_serialized_network(network, config) is not None
     return []
+
+
+def refusals_of_the_parser(graph: onnx.ModelProto | Path) -> list[str]:
+    """What the parser alone has against a graph: no engine is built."""
+    return _parsed(trt.Builder(_Log()), graph)[1]
+
+
+def _parsed(builder: Any, graph: onnx.ModelProto | Path) -> tuple[Any, list[str]]:
+    log = _Log()
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, log)
+    read = parser.parse_from_file(str(graph)) if isinstance(graph, Path) else parser.parse(graph.SerializeToString())
+    return network, [] if read else [parser.get_error(i).desc() for i in range(parser.num_errors)]

@@ -21,12 +21,14 @@ from quantised import (  # type: ignore[import-not-found, unused-ignore]
     shortcut,
     whole_numbers,
 )
-from tensorrt_parser import errors
+from tensorrt_parser import errors, refusals_of_the_parser
 
+from boards.kinds import load_kind
 from calib.qdq.emit import emit
 from calib.qdq.keep import float_layers
+from calib.qdq.legal import refusals
 from calib.qdq.plan import plan, plan_fp16
-from export.cuts import multi_tensor_cuts
+from export.cuts import multi_tensor_cuts, single_tensor_cuts
 from export.external import SharedWeights
 from export.graph import Graph
 from export.opset import lower_opset, opset_of
@@ -70,6 +72,24 @@ def test_whole_networks_parse_and_build_by_path(name: str, opset: int, tmp_path:
     (tmp_path / "weights.bin").write_bytes(weights.content)
     for form in plans:
         assert errors(tmp_path / f"{form}.onnx") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES[-3:])
+def test_every_split_is_legal_and_parsed_and_some_are_built(name: str) -> None:
+    kind = load_kind("jetson-orin-nano")
+    releases = [system.runtimes["tensorrt"] for system in kind.systems]
+    exact = exported(name)
+    graph = Graph(lower_opset(exact.model, 17))
+    table = observed(exact, images(exact, 2))
+    kept = float_layers(graph, "float")
+    cuts = single_tensor_cuts(graph)
+    assert len(cuts) > 20
+    for number, cut in enumerate(cuts):
+        for planned in (plan(graph, cut.crossing, table, kept), plan_fp16(graph, cut.crossing, table)):
+            model = emit(graph, planned)
+            assert refusals(model, kind, releases) == ()
+            assert (errors if number % 8 == 0 else refusals_of_the_parser)(model) == []
 
 
 def test_halves_that_send_several_int8_tensors_parse_and_build() -> None:
