@@ -161,7 +161,7 @@ def _cannot_place(model: Model, splits: Splits, choice: Choice, task: str) -> Us
     )
 
 
-def choose_automatically(splits: Splits, tasks: Sequence[str] = ()) -> list[Choice]:
+def choose_automatically(splits: Splits, tasks: Sequence[str] = (), bytes_per_value: int = 1) -> list[Choice]:
     """A small diverse set: the Pareto front of edge work against payload, thinned to `MAX_AUTO`.
 
     Only cuts that send less than remote only does are looked at (others compute on the board and send more), and that
@@ -172,16 +172,22 @@ def choose_automatically(splits: Splits, tasks: Sequence[str] = ()) -> list[Choi
     Args:
         splits: all split points.
         tasks: heads that are to be placed on the edge; only cuts where that is possible are looked at.
+        bytes_per_value: that a real number takes on the wire: 1 for INT8, 4 for float32.
 
     Raises:
         UserError: no cut sends less than remote only, or none can place the tasks.
     """
-    front = _pareto_front(splits, tasks)
+    sent = _Sent(splits, bytes_per_value)
+    front = _pareto_front(splits, tasks, sent)
     if not front:
         asked = f' with "{", ".join(tasks)}" on the edge' if tasks else ""
         raise UserError(
-            f'no cut{asked} sends less than remote only does ("{splits.remote.int8_bytes:,}" bytes)',
-            ["name the splits: --split s03,s07", "splitboard splits MODEL lists them"],
+            f'no cut{asked} sends less than remote only does ("{sent.n_bytes(splits.remote):,}" bytes)',
+            [
+                *(["--precision int8, which sends a byte for every number"] if bytes_per_value > 1 else []),
+                "name the splits: --split s03,s07",
+                "splitboard splits MODEL lists them",
+            ],
         )
     reasons = {front[0].id: "least edge work that sends less than the image"}
     reasons.setdefault(front[-1].id, "smallest payload")
@@ -189,20 +195,37 @@ def choose_automatically(splits: Splits, tasks: Sequence[str] = ()) -> list[Choi
         chosen = [point for point in front if point.id in reasons]
         best = max(
             (point for point in front if point.id not in reasons),
-            key=lambda point: _dominated_area(sorted([*chosen, point], key=_work), splits),
+            key=lambda point: _dominated_area(sorted([*chosen, point], key=_work), sent),
         )
         reasons[best.id] = "best trade of edge work for payload between the others"
     found = [point for point in front if point.id in reasons]
-    return [Choice(point, splits.cuts[point.id], _because(point, splits, reasons[point.id])) for point in found]
+    return [Choice(point, splits.cuts[point.id], _because(point, sent, reasons[point.id])) for point in found]
 
 
-def _pareto_front(splits: Splits, tasks: Sequence[str]) -> list[SplitPoint]:
+@dataclass(frozen=True)
+class _Sent:
+    """What a cut sends; whole numbers and the image of remote only have a size of their own."""
+
+    splits: Splits
+    bytes_per_value: int
+
+    def n_bytes(self, point: SplitPoint) -> int:
+        # A real number takes 4 bytes in the one and 1 in the other, so that a third of the difference is their number.
+        n_real = (point.fp32_bytes - point.int8_bytes) // 3
+        return point.int8_bytes + (self.bytes_per_value - 1) * n_real
+
+    def share(self, point: SplitPoint) -> float:
+        """Of what remote only sends."""
+        return self.n_bytes(point) / self.n_bytes(self.splits.remote)
+
+
+def _pareto_front(splits: Splits, tasks: Sequence[str], sent: _Sent) -> list[SplitPoint]:
     """Cuts that no other beats in edge work and payload, by growing work; of equals a block's output, then the last."""
     inputs = {one.name for one in splits.remote.crossing}
     fitting = [
         point
         for point in splits.proper
-        if point.int8_bytes < splits.remote.int8_bytes
+        if sent.share(point) < 1
         and set(tasks) <= set(point.local_tasks)
         and (tasks or point.edge_share <= MOST_EDGE_SHARE)
         and not inputs.intersection(one.name for one in point.crossing)
@@ -210,8 +233,10 @@ def _pareto_front(splits: Splits, tasks: Sequence[str]) -> list[SplitPoint]:
     fitting = [point for point in fitting if len(point.crossing) == 1] or fitting
     order = {point.id: position for position, point in enumerate(splits.proper)}
     front: list[SplitPoint] = []
-    for point in sorted(fitting, key=lambda p: (p.edge_macs, p.int8_bytes, len(p.crossing), not p.block, -order[p.id])):
-        if not front or point.int8_bytes < front[-1].int8_bytes:
+    for point in sorted(
+        fitting, key=lambda p: (p.edge_macs, sent.share(p), len(p.crossing), not p.block, -order[p.id])
+    ):
+        if not front or sent.share(point) < sent.share(front[-1]):
             front.append(point)
     return front
 
@@ -220,19 +245,18 @@ def _work(point: SplitPoint) -> int:
     return point.edge_macs
 
 
-def _dominated_area(chosen: Sequence[SplitPoint], splits: Splits) -> float:
+def _dominated_area(chosen: Sequence[SplitPoint], sent: _Sent) -> float:
     """Area between the chosen points (by growing work) and the worst corner, in shares of work and of the image."""
     area, height = 0.0, 1.0
     for point in chosen:
-        payload = point.int8_bytes / splits.remote.int8_bytes
+        payload = sent.share(point)
         area += (1.0 - point.edge_share) * (height - payload)
         height = payload
     return area
 
 
-def _because(point: SplitPoint, splits: Splits, reason: str) -> str:
-    share = point.int8_bytes / splits.remote.int8_bytes
+def _because(point: SplitPoint, sent: _Sent, reason: str) -> str:
     return (
         f"{reason}: {100 * point.edge_share:.0f} % of the multiply-accumulates on the edge, "
-        f"{point.int8_bytes:,} bytes ({100 * share:.0f} % of remote only)"
+        f"{sent.n_bytes(point):,} bytes ({100 * sent.share(point):.0f} % of remote only)"
     )

@@ -199,7 +199,7 @@ def check_depthwise(kind: BoardKind, precision: str, depthwise: str | None) -> N
     if kind.format != "onnx" or precision != "int8":
         raise UserError(
             f'--depthwise "{depthwise}" is about INT8 halves for TensorRT, and this is {precision} for "{kind.name}"',
-            ["leave --depthwise out", "--keep-float MODULE leaves any layer in float"],
+            ["leave --depthwise out", "--board of a Jetson with --precision int8"],
         )
 
 

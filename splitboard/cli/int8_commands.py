@@ -83,7 +83,7 @@ def build(
     if server_opset is not None:
         check_opset(loaded.graph.model, server_opset)
     points = list_splits(loaded)
-    chosen = choose_for_build(loaded, points, split, local)
+    chosen = choose_for_build(loaded, points, split, local, precision)
     check_folder(out, MANIFEST)
     channels = loaded.info.declared().source_channels
     with calibration_set(calib, channels, calib_limit, path) as data, steps("splitboard") as show:
@@ -158,7 +158,7 @@ def check(
     data: Annotated[
         Path, typer.Option(help="Labelled images that the build has not seen: .npz, or a folder per class.")
     ],
-    split: Annotated[str, typer.Option(help="Comma-separated ids, or all.")] = "all",
+    split: Annotated[str, typer.Option("--split", "--splits", help="Comma-separated ids, or all.")] = "all",
     gate: Annotated[Path | None, typer.Option(help="gate.toml: metric, margin and confidence per task.")] = None,
     baseline: Annotated[Path | None, typer.Option(help="Judge against this committed file, not against float.")] = None,
     update_baseline: Annotated[
@@ -224,6 +224,8 @@ def check(
             typer.echo(line)
         for task in checked.output.not_judged:
             typer.echo(f"not judged, no labels: {task}")
+        if board == "local" and any(path.endswith(".onnx") for path in made.bundle.edge_files):
+            typer.echo("edge halves simulated by ONNX Runtime; the board's own: --board STATION")
         typer.echo(f"{checked.output.verdict} against {checked.output.against}")
     conclude(checked.output)
 

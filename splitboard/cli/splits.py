@@ -15,6 +15,8 @@ from splitboard.cli.console import steps
 
 AUTO = "auto"
 _SEED = 0
+_BYTES_ON_THE_WIRE = {"int8": 1, "int16x8": 2, "fp16": 4, "fp32": 4}
+"""Of a real number, by the precision of the edge half; half-precision graphs begin and end in float32."""
 
 
 def shown_points(splits: Splits, *, natural: bool, blocks: bool, max_tensors: int | None) -> tuple[SplitPoint, ...]:
@@ -46,7 +48,7 @@ def seeded_inputs(model: Model) -> dict[str, NDArray[np.generic]]:
     }
 
 
-def choose_for_build(model: Model, splits: Splits, wanted: str, local: str) -> list[Choice]:
+def choose_for_build(model: Model, splits: Splits, wanted: str, local: str, precision: str) -> list[Choice]:
     """The cuts of a build, some task heads placed on the edge.
 
     Raises:
@@ -54,5 +56,8 @@ def choose_for_build(model: Model, splits: Splits, wanted: str, local: str) -> l
     """
     tasks = [task.strip() for task in local.split(",") if task.strip()]
     check_tasks(model, splits, tasks)
-    chosen = choose_automatically(splits, tasks) if wanted.strip() == AUTO else choose(model, splits, wanted)
+    if wanted.strip() == AUTO:
+        chosen = choose_automatically(splits, tasks, _BYTES_ON_THE_WIRE[precision])
+    else:
+        chosen = choose(model, splits, wanted)
     return place_tasks(model, splits, chosen, tasks) if tasks else chosen

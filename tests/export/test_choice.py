@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,6 +127,17 @@ def test_the_automatic_choice_lies_on_the_pareto_front_and_says_why(model: Model
         assert f"{choice.point.int8_bytes:,} bytes" in choice.reason
     assert chosen[0].point.edge_macs == min(point.edge_macs for point in front)
     assert chosen[-1].point.int8_bytes == min(point.int8_bytes for point in front)
+
+
+def test_a_float_half_sends_four_times_as_much(model: Model) -> None:
+    splits = list_splits(model)
+    image = replace(splits.remote, fp32_bytes=100_000, int8_bytes=100_000)  # one byte per value, whatever the precision
+    found = choose_automatically(Splits((image, *splits.points[1:]), splits.cuts), bytes_per_value=4)
+    for choice in found:
+        (crossing,) = choice.point.crossing
+        assert choice.point.fp32_bytes == 4 * math.prod(crossing.shape) < 100_000
+        assert choice.reason is not None
+        assert f"{choice.point.fp32_bytes:,} bytes" in choice.reason
 
 
 def test_where_nothing_sends_less_than_the_image_nothing_is_picked(model: Model, splits: Splits) -> None:
