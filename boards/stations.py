@@ -152,10 +152,17 @@ def _station(name: str, table: Any, path: Path) -> Station:
     if not isinstance(table, Mapping):
         raise UserError(f'{where}: expected a table, found "{table}"', [f'[{name}] address = "pi@10.0.0.7"'])
     entry = decode(_Entry, table, where)
+    try:
+        return _entered(name, entry, path)
+    except UserError as error:
+        raise UserError(f"{where}: {error.message}", error.tries) from error
+
+
+def _entered(name: str, entry: _Entry, path: Path) -> Station:
     found = _at(entry.address)
     given = _ADDRESS.fullmatch(entry.address)
     if entry.port is not None and given is not None and given["port"] is not None:
-        raise UserError(f'{where}: the port is in "{entry.address}" and in port = {entry.port}', ["say it once"])
+        raise UserError(f'the port is in "{entry.address}" and in port = {entry.port}', ["say it once"])
     if entry.kind is not None:
         load_kind(entry.kind)
     return Station(

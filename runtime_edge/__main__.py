@@ -62,7 +62,7 @@ _EXAMPLES = """examples:
       --server https://10.0.0.5:8000 --token-file token --out answers.jsonl
   python3 splitboard-edge.pyz bench --bundle elpv.bundle --data cells.npz --splits all --server http://10.0.0.5:8000 \\
       --out runs/board.jsonl
-  python3 splitboard-edge.pyz trt-build   --bundle int8.bundle --power-mode MAXN --sudo
+  python3 splitboard-edge.pyz trt-build   --bundle int8.bundle --power-mode MAXN_SUPER --sudo
   python3 splitboard-edge.pyz trt-profile --bundle int8.bundle --beside fp16.bundle
 """
 

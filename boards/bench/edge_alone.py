@@ -39,6 +39,8 @@ _OLDEST_INT8 = (8, 5, 0)
 _PLACES = ("trtexec", "/usr/src/tensorrt/bin/trtexec")
 _FIND = 'for one in "$@"; do command -v "$one" && exit; done; exit 1'
 _WEIGHTS = "onnx-weights"
+_RUNTIME = "tensorrt"
+"""As kinds of board call it."""
 _SHARE = 4
 """Of the free memory, which the GPU shares with everything else, one part goes to the workspace."""
 
@@ -95,12 +97,37 @@ def write_edge_times(path: Path, times: Sequence[EdgeTimes]) -> None:
     write_whole(path, "".join(to_json(one) + "\n" for one in times))
 
 
+def measurable_splits(bundle: Bundle, wanted: Sequence[str]) -> list[Split]:
+    """The splits whose edge graph trtexec can time; this needs no board.
+
+    Args:
+        bundle: holds them.
+        wanted: ids, or ``all``, which leaves out those without an edge graph.
+
+    Raises:
+        UserError: a split is not there, has no edge graph, or one that is not in ONNX.
+    """
+    chosen = list(bundle.splits) if "all" in wanted else [bundle.split(one) for one in wanted]
+    for split in chosen:
+        if split.edge is not None and not split.edge.endswith(".onnx"):
+            raise UserError(
+                f'"{split.edge}" is no ONNX file, and trtexec reads no other',
+                ["--board of a Jetson: splitboard build MODEL --board jetson-nano --precision fp16"],
+            )
+        if split.edge is None and "all" not in wanted:
+            raise UserError(
+                f'split "{split.id}" sends the image: the board computes no graph that could be measured alone',
+                [f"others: {', '.join(one.id for one in bundle.splits if one.edge is not None)}"],
+            )
+    return [split for split in chosen if split.edge is not None]
+
+
 def edge_times(
     shell: Shell,
     station: Station,
     bundle_folder: Path,
     bundle: Bundle,
-    splits: Sequence[str],
+    splits: Sequence[Split],
     show: Callable[[str, int, int], None],
 ) -> list[EdgeTimes]:
     """Builds and runs the edge graphs on a board, one after the other.
@@ -110,16 +137,20 @@ def edge_times(
         station: the board.
         bundle_folder: holds the graphs.
         bundle: its manifest.
-        splits: ids, or ``all``.
+        splits: of it, from `measurable_splits`.
         show: told (step, done, total).
 
     Raises:
-        UserError: the bundle is not for this board, a split has no edge graph, there is no trtexec, or it fails.
+        UserError: the bundle is not for this board, there is no trtexec, or it fails.
         ConnectionLost: the board is gone.
     """
-    chosen = _chosen(bundle, splits)
     detected = detect(shell)
     kind = load_kind(station.kind or detected.kind)
+    if _RUNTIME not in kind.runtime:
+        raise UserError(
+            f'trtexec is TensorRT\'s, and station "{station.name}" is a "{kind.name}", which runs none',
+            ["--board of a Jetson; of one that is not recognised, kind in stations.toml", "others: splitboard bench"],
+        )
     if not runs_bundles_of(kind, bundle.board):
         raise UserError(
             f'the bundle is for "{bundle.board}", and station "{station.name}" is a "{kind.name}"',
@@ -133,14 +164,14 @@ def edge_times(
         for path in (one.path for one in bundle.artifacts if one.format == _WEIGHTS):
             shell.put(bundle_folder / path, folder / path)
         workspace_mib = _workspace_mib(shell)
-        for number, split in enumerate(chosen):
-            show(f"trtexec {split.id}", number, len(chosen))
+        for number, split in enumerate(splits):
+            show(f"trtexec {split.id}", number, len(splits))
             onnx, times, cache = (folder / name for name in (str(split.edge), "times.json", "timing.cache"))
             shell.put(bundle_folder / str(split.edge), onnx)
             argv = trtexec_argv(program, release, bundle.precision, str(onnx), str(times), str(cache), workspace_mib)
             _run(shell, argv, split)
             measured.append((split, argv, read_times(_fetched(shell, times))))
-        show("trtexec", len(chosen), len(chosen))
+        show("trtexec", len(splits), len(splits))
     identity = bundle_sha256(bundle_folder)
     return [
         EdgeTimes(
@@ -164,23 +195,6 @@ def edge_times(
         )
         for split, argv, found in measured
     ]
-
-
-def _chosen(bundle: Bundle, splits: Sequence[str]) -> list[Split]:
-    """The splits that have an edge graph in ONNX; one that is asked for by name and has none is refused."""
-    chosen = list(bundle.splits) if "all" in splits else [bundle.split(one) for one in splits]
-    for split in chosen:
-        if split.edge is not None and not split.edge.endswith(".onnx"):
-            raise UserError(
-                f'"{split.edge}" is no ONNX file, and trtexec reads no other',
-                ["--board of a Jetson: splitboard build MODEL --board jetson-nano --precision fp16"],
-            )
-        if split.edge is None and "all" not in splits:
-            raise UserError(
-                f'split "{split.id}" sends the image: the board computes no graph that could be measured alone',
-                [f"others: {', '.join(one.id for one in bundle.splits if one.edge is not None)}"],
-            )
-    return [split for split in chosen if split.edge is not None]
 
 
 def _program(shell: Shell) -> tuple[str, tuple[int, ...]]:

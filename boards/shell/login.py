@@ -214,7 +214,8 @@ def _refusals(station: Station) -> Iterator[None]:
         ) from error
     except socket.gaierror as error:
         raise UserError(
-            f'there is no machine called "{station.host}"', ["its address: splitboard boards, or the router's page"]
+            f'there is no machine called "{station.host}"',
+            ["its address: splitboard boards stations, or the router's page"],
         ) from error
     except ConnectionRefusedError as error:
         raise UserError(

@@ -7,7 +7,7 @@ What each rule rests on stands with it. A graph that passes may still be refused
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,7 +22,17 @@ from splitboard.contract.board import BoardKind
 from splitboard.contract.errors import SplitboardError
 
 Rule = Literal[
-    "unsigned", "zero-point", "int32-bias", "axis", "scale", "stored-weights", "dynamic", "operator", "opset", "no-int8"
+    "unsigned",
+    "zero-point",
+    "int32-bias",
+    "axis",
+    "scale",
+    "stored-weights",
+    "type",
+    "dynamic",
+    "operator",
+    "opset",
+    "no-int8",
 ]
 
 _STORES_INT8 = (10, 0)
@@ -30,6 +40,21 @@ _STORES_INT8 = (10, 0)
 
 _QUANTISED = (TensorProto.INT8, TensorProto.FLOAT8E4M3FN, TensorProto.INT4, TensorProto.FLOAT4E2M1)
 """What TensorRT quantises to; only INT8 has rules here."""
+
+_NO_TYPES = (
+    TensorProto.STRING,
+    TensorProto.DOUBLE,
+    TensorProto.COMPLEX64,
+    TensorProto.COMPLEX128,
+    TensorProto.INT16,
+    TensorProto.UINT16,
+    TensorProto.UINT32,
+    TensorProto.UINT64,
+)
+"""That no release of TensorRT has a type for (``nvinfer1::DataType``)."""
+
+_ONNX = ("", "ai.onnx")
+"""Names of the domain of ONNX's own operators."""
 
 _CHANNELS = {"Conv": (0,), "ConvTranspose": (0, 1)}
 """Axes of weights that scales may lie along. Of ConvTranspose the output channels are axis 1, and TensorRT's developers
@@ -65,12 +90,14 @@ class Legality:
         board: kind of board.
         tensorrt: releases that it was judged for.
         refusals: none where it is legal.
+        not_judged: operators of domains other than ONNX's own, as ``domain::Operator``.
     """
 
     graph: str
     board: str
     tensorrt: tuple[str, ...]
     refusals: tuple[Refusal, ...]
+    not_judged: tuple[str, ...]
 
 
 def is_int8(model: ModelProto) -> bool:
@@ -89,13 +116,14 @@ def refusals(model: ModelProto, kind: BoardKind, tensorrt: Sequence[str]) -> tup
     Raises:
         UserError: what a release reads is not known.
     """
-    parsers = [parser_of(one) for one in tensorrt]
+    parsers = {one: parser_of(one) for one in tensorrt}
     return (
         *quantisation(model),
         *stored_weights(model, tensorrt),
+        *types(model),
         *dynamic_shapes(model),
         *operators(model, parsers),
-        *opset(model, parsers),
+        *opset(model, parsers, kind),
         *no_int8(model, kind),
     )
 
@@ -104,6 +132,11 @@ def quantisation(model: ModelProto) -> tuple[Refusal, ...]:
     """All that every TensorRT refuses of QuantizeLinear and DequantizeLinear."""
     rules = (scales, zero_points, unsigned, int32_biases, axes)
     return tuple(refusal for rule in rules for refusal in rule(model))
+
+
+def not_judged(model: ModelProto) -> tuple[str, ...]:
+    """Operators that no rule here knows, which may be plugins: those of other domains than ONNX's own, each once."""
+    return tuple(dict.fromkeys(f"{one.domain}::{one.op_type}" for one in _all_nodes(model.graph) if not _is_onnxs(one)))
 
 
 def check_legal(model: ModelProto) -> None:
@@ -205,9 +238,27 @@ def stored_weights(model: ModelProto, tensorrt: Sequence[str]) -> Iterator[Refus
     constants = _constants(model.graph)
     for node in _of_type(model, "DequantizeLinear") if older else ():
         if node.input[0] in constants and constants[node.input[0]].data_type == TensorProto.INT8:
-            wrong = f'takes the weights "{node.input[0]}", which are INT8 already: TensorRT {_listed(older)} takes none'
+            wrong = f'takes the weights "{node.input[0]}", which are INT8 already: ' + _none_taken_by(older)
             change = "store them in float, with QuantizeLinear behind (ONNX Runtime: extra_options AddQDQPairToWeight)"
             yield Refusal("stored-weights", _named(node), wrong, change)
+
+
+def types(model: ModelProto) -> Iterator[Refusal]:
+    """Inputs and outputs are of types that TensorRT has.
+
+    The parser: "Unsupported ONNX data type". Older ones refuse float64 as well, newer ones take it for float32
+    (``convertDtype`` of onnx/onnx-tensorrt), so that an engine's inputs are others than the graph says. Weights may be
+    float64.
+    """
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [(f'input "{one.name}"', one) for one in model.graph.input if one.name not in constants]
+    for where, value in [*inputs, *((f'output "{one.name}"', one) for one in model.graph.output)]:
+        elem_type = value.type.tensor_type.elem_type
+        if elem_type in _NO_TYPES:
+            name = TensorProto.DataType.Name(elem_type).lower().replace("double", "float64")
+            change = "cast it outside of the graph: to float32, or whole numbers to int32"
+            known = "refuses or takes for float32" if elem_type == TensorProto.DOUBLE else "does not have"
+            yield Refusal("type", where, f'is of type "{name}", which TensorRT {known}', change)
 
 
 def dynamic_shapes(model: ModelProto) -> Iterator[Refusal]:
@@ -223,30 +274,32 @@ def dynamic_shapes(model: ModelProto) -> Iterator[Refusal]:
             )
 
 
-def operators(model: ModelProto, parsers: Sequence[Parser]) -> Iterator[Refusal]:
+def operators(model: ModelProto, parsers: Mapping[str, Parser]) -> Iterator[Refusal]:
     """ONNX's own operators are read by the parsers; of others nothing is known here, they may be plugins."""
     first: dict[str, NodeProto] = {}
     for node in _all_nodes(model.graph):
-        if node.domain in ("", "ai.onnx") and onnx.defs.has(node.op_type):
+        if _is_onnxs(node) and onnx.defs.has(node.op_type):
             first.setdefault(node.op_type, node)
     for op_type, node in first.items():
-        lacking = [one.tensorrt for one in parsers if op_type not in one.operators]
+        lacking = [one for one, parser in parsers.items() if op_type not in parser.operators]
         if lacking:
             wrong = f"is not read by the parser of TensorRT {_listed(lacking)}"
             change = f"a split in front of it, or other operators in its place{_or_newer(lacking, parsers)}"
             yield Refusal("operator", _named(node), wrong, change)
 
 
-def opset(model: ModelProto, parsers: Sequence[Parser]) -> Iterator[Refusal]:
+def opset(model: ModelProto, parsers: Mapping[str, Parser], kind: BoardKind) -> Iterator[Refusal]:
     """The opset is one that the parsers are documented for; a newer one is read by the rules of an older."""
     found = opset_of(model)
-    older = [one for one in parsers if one.opset < found]
+    older = {one: parser.opset for one, parser in parsers.items() if parser.opset < found}
     if older:
-        wrong = f'is of opset "{found}"; ' + ", ".join(
-            f"TensorRT {one.tensorrt} reads up to {one.opset}" for one in older
+        limits = ", ".join(f"TensorRT {one} reads up to {newest}" for one, newest in older.items())
+        wanted = min(older.values())
+        change = (
+            f"write it in opset {wanted}: splitboard build --board {kind.name} does (server halves: "
+            f"--server-opset {wanted}), for others onnx.version_converter{_or_newer(older, parsers)}"
         )
-        change = f"write it in opset {min(one.opset for one in older)}{_or_newer(older, parsers)}"
-        yield Refusal("opset", "the graph", wrong, change)
+        yield Refusal("opset", "the graph", f'is of opset "{found}"; {limits}', change)
 
 
 def no_int8(model: ModelProto, kind: BoardKind) -> Iterator[Refusal]:
@@ -266,6 +319,10 @@ def _of_type(model: ModelProto, *op_types: str) -> Iterator[NodeProto]:
     return (node for node in model.graph.node if node.op_type in op_types)
 
 
+def _is_onnxs(node: NodeProto) -> bool:
+    return node.domain in _ONNX
+
+
 def _named(node: NodeProto) -> str:
     return f'{node.op_type} that makes "{node.output[0]}"'
 
@@ -274,7 +331,11 @@ def _listed(names: Sequence[str]) -> str:
     return " and ".join(", ".join(names).rsplit(", ", 1))
 
 
-def _or_newer(refused_by: Sequence[object], parsers: Sequence[Parser]) -> str:
+def _none_taken_by(releases: Sequence[str]) -> str:
+    return f"TensorRT {_listed(releases)} {'takes' if len(releases) == 1 else 'take'} none"
+
+
+def _or_newer(refused_by: Collection[str], parsers: Mapping[str, Parser]) -> str:
     return "; or name the newer TensorRT alone (--tensorrt)" if len(refused_by) < len(parsers) else ""
 
 

@@ -9,6 +9,7 @@ the ONNX that the parser was built with (1.16; 1.18 since 10.11).
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from splitboard.contract.errors import UserError
@@ -72,31 +73,46 @@ PARSERS = _parsers()
 
 
 def parser_of(tensorrt: str) -> Parser:
-    """The newest of `PARSERS` that is not newer than a release.
+    """The newest of `PARSERS` of a release's major that is not newer than it.
 
     Args:
         tensorrt: e.g. ``8.5.2``.
 
     Raises:
-        UserError: it is no release, or older than all of them.
+        UserError: it is no release, or the table has none of its major that is as old.
     """
-    try:
-        wanted = release(tensorrt)
-    except ValueError as error:
-        raise UserError(f'"{tensorrt}" is no release of TensorRT', ["as 8.5 or 10.3.0"]) from error
-    fitting = [one for one in PARSERS if release(one.tensorrt) <= wanted]
+    wanted = release(tensorrt)
+    fitting = [one for one in PARSERS if release(one.tensorrt) <= wanted and release(one.tensorrt)[0] == wanted[0]]
     if not fitting:
-        raise UserError(
-            f'what the parser of TensorRT "{tensorrt}" reads is not known', [f"{PARSERS[0].tensorrt} or newer"]
-        )
+        known = ", ".join(f"{major}.x from {oldest} on" for major, oldest in _oldest_of_majors().items())
+        raise UserError(f'what the parser of TensorRT "{tensorrt}" reads is not known', [known])
     return fitting[-1]
 
 
-def release(tensorrt: str) -> tuple[int, ...]:
+def named_release(tensorrt: str) -> str:
+    """The release that a user names: of a major alone (``10``) the oldest that is known, and else what is named.
+
+    Raises:
+        UserError: it is no release.
+    """
+    oldest = _oldest_of_majors().get(release(tensorrt)[0])
+    return oldest if oldest is not None and "." not in tensorrt else tensorrt
+
+
+def release(tensorrt: str) -> tuple[int, int]:
     """Major and minor number of a release.
 
     Raises:
-        ValueError: it is none.
+        UserError: it is none.
     """
+    if re.fullmatch(r"[0-9]+(\.[0-9]+){0,3}", tensorrt) is None:
+        raise UserError(f'"{tensorrt}" is no release of TensorRT', ["as 8.5 or 10.3.0"])
     major, minor = [int(part) for part in f"{tensorrt}.0".split(".")[:2]]
     return major, minor
+
+
+def _oldest_of_majors() -> dict[int, str]:
+    found: dict[int, str] = {}
+    for one in PARSERS:
+        found.setdefault(release(one.tensorrt)[0], one.tensorrt)
+    return found

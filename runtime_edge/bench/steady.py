@@ -16,7 +16,7 @@ COOL_DOWN_S = 600.0
 def add_clock_options(parser: argparse.ArgumentParser) -> None:
     """The options of `steady`."""
     parser.add_argument("--governor", metavar="NAME", help="meanwhile, e.g. performance; put back afterwards")
-    parser.add_argument("--power-mode", metavar="NAME", help="of a Jetson, e.g. MAXN; put back afterwards")
+    parser.add_argument("--power-mode", metavar="NAME", help="of a Jetson, e.g. 15W; put back afterwards")
     parser.add_argument("--sudo", action="store_true", help="set both as root, by sudo -n")
     parser.add_argument("--start-temperature", type=float, metavar="C", help="wait until the board is so cool")
     parser.add_argument("--cool-down", type=float, default=COOL_DOWN_S, metavar="S", help="longest wait for that")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from pathlib import Path
-from typing import NamedTuple, Optional, Sequence, Tuple
+from typing import Any, NamedTuple, Optional, Sequence, Tuple
 
 from runtime_edge.engines.engine import Engine, edge_splits
 from runtime_edge.engines.litert import LiteRtEngine, find_interpreter
@@ -54,7 +54,7 @@ def make_engine(folder: Path, bundle: Bundle, splits: Sequence[Split], resources
     if all(str(split.edge).endswith(".onnx") for split in edge.values()):
         if has_tensorrt():
             return _tensorrt_engine(folder, bundle, splits, resources)
-        _check_not_jetson()
+        _find_simulation()
         _check_no_dla(resources, "ONNX Runtime")
         return OnnxRuntimeEngine(folder, bundle, splits, resources.threads)
     _check_no_dla(resources, "LiteRT")
@@ -82,8 +82,7 @@ def find_runtime(bundle: Optional[Bundle] = None) -> str:
         return find_interpreter().name
     if has_tensorrt():
         return _tensorrt_name()
-    _check_not_jetson()
-    return f"onnxruntime {find_onnxruntime().__version__}"
+    return f"onnxruntime {_find_simulation().__version__}"
 
 
 def has_tensorrt() -> bool:
@@ -111,15 +110,24 @@ def _tensorrt_name() -> str:
     return f"tensorrt {find_library().version}, {find_cuda().name}"
 
 
-def _check_not_jetson() -> None:
+def _find_simulation() -> Any:
+    """ONNX Runtime, for where there is no TensorRT: a container on a Jetson looks like a host, so both are named."""
+    in_venv = "in a virtual environment: python3 -m venv --system-site-packages DIR"
     if TEGRA_RELEASE.exists():
         raise UserError(
-            'this is a Jetson, and this Python has no "tensorrt"',
-            [
-                "sudo apt install python3-libnvinfer",
-                "in a virtual environment: python3 -m venv --system-site-packages DIR",
-            ],
+            'this is a Jetson, and this Python has no "tensorrt"', ["sudo apt install python3-libnvinfer", in_venv]
         )
+    try:
+        return find_onnxruntime()
+    except UserError as error:
+        raise UserError(
+            f'nothing runs ONNX files here: TensorRT is not there (this Python has no "tensorrt"), and {error.message}',
+            [
+                "on a Jetson, in a container too: JetPack's TensorRT, sudo apt install python3-libnvinfer",
+                in_venv,
+                f"on a host, which only simulates the board: {error.tries[0]}",
+            ],
+        ) from error
 
 
 def _check_no_dla(resources: Resources, name: str) -> None:

@@ -6,14 +6,14 @@ import argparse
 import contextlib
 import sys
 from pathlib import Path
-from typing import Iterable, Iterator, List, Optional, Tuple
+from typing import Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
 from runtime_edge.bench.environment import read_environment
 from runtime_edge.bench.steady import steady
 from runtime_edge.cuda.seam import Cuda, find_cuda
 from runtime_edge.tensorrt.compare import compare
 from runtime_edge.tensorrt.library import Library, find_library
-from runtime_edge.tensorrt.options import RUNS, build_options
+from runtime_edge.tensorrt.options import RUNS, BuildOptions, build_options
 from runtime_edge.tensorrt.prepare import Workshop
 from runtime_edge.tensorrt.profile import SCHEMA_VERSION, EngineProfile, Looked, Task, look
 from runtime_edge.tensorrt.tables import comparison_lines, profile_lines, summary_lines
@@ -25,9 +25,11 @@ from splitboard.contract.folder import write_whole
 
 def trt_build(options: argparse.Namespace) -> int:
     """Builds the engines that are not there yet, and says what became of INT8."""
-    with _looking(options) as looker:
+    given = _given(options.bundle)
+    splits = chosen_splits(options.splits, given.bundle)
+    with _looking(options, given) as (looker,):
         profiles = []
-        for split, place in _placed(chosen_splits(options.splits, looker.bundle)):
+        for split, place in _placed(splits):
             looked = looker.look(split, place)
             _say(summary_lines(split.id, looked))
             profiles.append(looker.profile(split, looked))
@@ -39,49 +41,63 @@ def trt_profile(options: argparse.Namespace) -> int:
     """Times every layer, beside the same split in another precision where that is given."""
     if not 1 <= options.runs <= 1_000_000:
         raise UserError(f'--runs is "{options.runs}"', [f"--runs {RUNS}"])
-    with _looking(options) as looker:
-        beside = None if options.beside is None else looker.beside(options.beside)
+    given = [_given(options.bundle)]
+    splits = chosen_splits(options.splits, given[0].bundle)
+    if options.beside is not None:
+        given.append(_beside(options.beside, given[0], splits))
+    with _looking(options, *given) as (looker, *others):
         profiles = []
-        for split, place in _placed(chosen_splits(options.splits, looker.bundle)):
+        for split, place in _placed(splits):
             looked = looker.look(split, place)
             profiles.append(looker.profile(split, looked))
-            if beside is None:
+            if not others:
                 _say(profile_lines(split.id, looked))
-                continue
-            other = beside.look(beside.bundle.split(split.id), place)
-            profiles.append(beside.profile(split, other))
-            titles = (looker.bundle.precision, beside.bundle.precision)
-            _say(comparison_lines(split.id, titles, looked, other, compare(looked.side, other.side)))
+            for beside in others:
+                other = beside.look(beside.bundle.split(split.id), place)
+                profiles.append(beside.profile(split, other))
+                titles = (looker.bundle.precision, beside.bundle.precision)
+                _say(comparison_lines(split.id, titles, looked, other, compare(looked.side, other.side)))
     _write(options.out, profiles)
     return EXIT_PASS
+
+
+class _Given(NamedTuple):
+    """A bundle of the command line, read before anything is asked of TensorRT."""
+
+    folder: Path
+    bundle: Bundle
+
+
+def _given(folder: Path) -> _Given:
+    """Reads a bundle and checks that TensorRT can build engines of it."""
+    bundle = load_bundle(folder)
+    if not all(path.endswith(".onnx") for path in bundle.edge_files):
+        raise UserError(
+            f'"{folder}" holds "{bundle.edge_files[0]}", and TensorRT builds engines of ONNX files',
+            ["splitboard build MODEL --board jetson-orin-nano"],
+        )
+    return _Given(folder, bundle)
+
+
+def _beside(folder: Path, first: _Given, splits: Tuple[Split, ...]) -> _Given:
+    """Another bundle of the same model, which has these splits too."""
+    other = _given(folder)
+    if other.bundle.model_sha256 != first.bundle.model_sha256:
+        raise UserError(f'"{folder}" is of another model than the bundle', ["--beside, built from the same model"])
+    for split in splits:
+        other.bundle.split(split.id)
+    return other
 
 
 class _Looker:
     """Looks into the engines of one bundle."""
 
-    def __init__(self, folder: Path, options: argparse.Namespace, library: Library, cuda: Cuda) -> None:
-        self.bundle = load_bundle(folder)
-        self._options, self._library, self._cuda = options, library, cuda
-        if not all(path.endswith(".onnx") for path in self.bundle.edge_files):
-            raise UserError(
-                f'"{folder}" holds "{self.bundle.edge_files[0]}", and TensorRT builds engines of ONNX files',
-                ["splitboard build MODEL --board jetson-orin-nano"],
-            )
-        building = build_options(options)
+    def __init__(self, given: _Given, building: BuildOptions, runs: int, library: Library, cuda: Cuda) -> None:
+        folder, self.bundle = given
+        self._library, self._cuda = library, cuda
         self._sha256 = bundle_sha256(folder)
-        self._task = Task(folder, self.bundle, building.dla, options.runs)
+        self._task = Task(folder, self.bundle, building.dla, runs)
         self._workshop = Workshop(library, cuda.compute_capability(), folder, self.bundle, building)
-
-    def beside(self, folder: Path) -> _Looker:
-        """The same for another bundle of the same model.
-
-        Raises:
-            UserError: it is of another model.
-        """
-        other = _Looker(folder, self._options, self._library, self._cuda)
-        if other.bundle.model_sha256 != self.bundle.model_sha256:
-            raise UserError(f'"{folder}" is of another model than the bundle', ["--beside, built from the same model"])
-        return other
 
     def look(self, split: Split, place: str) -> Looked:
         """See `runtime_edge.tensorrt.profile.look`."""
@@ -108,11 +124,12 @@ class _Looker:
 
 
 @contextlib.contextmanager
-def _looking(options: argparse.Namespace) -> Iterator[_Looker]:
-    """With the clocks held from before the first kernel is timed."""
+def _looking(options: argparse.Namespace, *given: _Given) -> Iterator[List[_Looker]]:
+    """One for each bundle, with the clocks held from before the first kernel is timed."""
+    building = build_options(options)
     library, cuda = find_library(), find_cuda()
     with steady(options), cuda, cuda.current():
-        yield _Looker(options.bundle, options, library, cuda)
+        yield [_Looker(one, building, options.runs, library, cuda) for one in given]
 
 
 def chosen_splits(text: str, bundle: Bundle) -> Tuple[Split, ...]:

@@ -45,7 +45,7 @@ def bench(
         str | None, typer.Option(help="Of the processor while it is measured; put back afterwards.")
     ] = None,
     power_mode: Annotated[
-        str | None, typer.Option(help="Of a Jetson, by name, e.g. 15W: splitboard boards show KIND; put back afterwards.")
+        str | None, typer.Option(help="Of a Jetson, by name, e.g. 15W (boards show KIND); put back afterwards.")
     ] = None,
     sudo: Annotated[bool, typer.Option("--sudo", help="Set governor and power mode as root, by sudo -n.")] = False,
     start_temperature: Annotated[
@@ -159,7 +159,7 @@ def _say(found: Mapping[str, tuple[Path, list[RunRecord]]], loaded: Bundle, json
             typer.echo(f"\n{name}")
         print_results(console(), summary)
         for engine in sorted({record.engine for record in records if record.engine.startswith("onnxruntime")}):
-            typer.echo(f"edge halves simulated by {engine}: on the board TensorRT runs them, and these are not its times")
+            typer.echo(f"edge halves simulated by {engine}: TensorRT runs them on the board, and has other times")
         typer.echo(f"\nRecords: {file}")
 
 

@@ -28,7 +28,7 @@ def trtexec(
 
       splitboard trtexec orin.bundle --board orin --splits s09 -o runs/orin.jsonl
     """
-    from boards.bench.edge_alone import edge_times, write_edge_times
+    from boards.bench.edge_alone import edge_times, measurable_splits, write_edge_times
     from boards.open_board import open_board
     from splitboard.cli.console import steps
     from splitboard.cli.tables import console
@@ -36,9 +36,10 @@ def trtexec(
     from splitboard.report.edge_alone import print_alone, summarise_alone
     from splitboard.report.results import result_json
 
-    loaded, wanted = load_bundle(bundle), [one.strip() for one in splits.split(",")]
+    loaded = load_bundle(bundle)
+    chosen = measurable_splits(loaded, [one.strip() for one in splits.split(",")])
     with open_board(board, stations, accept_host_key=accept_host_key) as (station, shell), steps("trtexec") as show:
-        times = edge_times(shell, station, bundle, loaded, wanted, show)
+        times = edge_times(shell, station, bundle, loaded, chosen, show)
     write_edge_times(out, times)
     summary = summarise_alone(str(out), times)
     if json:

@@ -462,6 +462,7 @@ def test_nobody_there(in_process: Desk, monkeypatch: pytest.MonkeyPatch) -> None
     assert error.message == f'station "desk" is there and has no ssh at "127.0.0.1:{port}"'
     error = refused(replace(in_process.station, host="no-such-host.invalid"))
     assert error.message == 'there is no machine called "no-such-host.invalid"'
+    assert error.tries[0].startswith("its address: splitboard boards stations, ")
     monkeypatch.setattr("boards.shell.login.CONNECT_TIMEOUT_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         error = refused(in_process.behind(mute.getsockname()[1]))

@@ -146,6 +146,8 @@ def test_a_wrong_file_is_refused_in_one_line(text: str, says: str, tmp_path: Pat
         read_stations(written(tmp_path / "desk.toml", text))
     assert says in str(error.value)
     assert "\n" not in error.value.message
+    assert str(tmp_path / "desk.toml") in error.value.message
+    assert ("[pi1]" in error.value.message) == text.startswith(("[pi1]", "pi1"))
 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:

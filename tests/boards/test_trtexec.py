@@ -19,7 +19,7 @@ import jsonschema
 import numpy as np
 import pytest
 from interpreters import find_interpreter
-from sshd import Desk, real_sshd
+from sshd import Desk, free_port, real_sshd
 
 from boards.bench.trtexec import read_times, release_of, trtexec_argv
 from boards.stations import Station
@@ -345,6 +345,42 @@ def test_tflite_is_refused(
     argv = ["trtexec", str(tiny_bundle), "--board", "nano", "-o", str(tmp_path / "t.jsonl")]
     assert run([*argv, "--stations", stations_file(tmp_path, station)]) == 3
     assert "is no ONNX file, and trtexec reads no other" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fixture", "splits", "words"),
+    [
+        ("tiny_bundle", "all", "is no ONNX file, and trtexec reads no other"),
+        ("bundle", "s99", 'unknown split "s99"'),
+        ("bundle", "s00", 'split "s00" sends the image'),
+        ("bundle", "all", "has no ssh at"),  # nothing else is wrong
+    ],
+)
+def test_arguments_are_looked_at_before_the_board(
+    fixture: str,
+    splits: str,
+    words: str,
+    desk: Desk,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The board's host key is known, and nobody listens at the port."""
+    stations = stations_file(tmp_path, replace(desk.behind(free_port()), name="nano"))
+    argv = ["trtexec", str(request.getfixturevalue(fixture)), "--board", "nano", "--splits", splits]
+    assert run([*argv, "-o", str(tmp_path / "t.jsonl"), "--stations", stations]) == 3
+    assert words in capsys.readouterr().err
+
+
+def test_a_board_without_tensorrt_is_refused(
+    bundle: Path, station: Station, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To build for it, as for another Jetson, would not help: trtexec reads no TFLite."""
+    argv = ["trtexec", str(bundle), "--board", "nano", "-o", str(tmp_path / "t.jsonl")]
+    assert run([*argv, "--stations", stations_file(tmp_path, replace(station, kind="rpi5"))]) == 3
+    said = capsys.readouterr().err
+    assert 'station "nano" is a "rpi5", which runs none' in said
+    assert "splitboard build" not in said
 
 
 def test_a_trtexec_that_fails_says_why(

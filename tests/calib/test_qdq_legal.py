@@ -65,9 +65,17 @@ CASES = {
     "scale": Case("scale", 'that makes "x/q" has a scale that is not a positive float32: "0"', "calibrate with images"),
     "scale_in_fp16": Case("scale", 'not a positive float32: "0.03125" in float16', "keep scales in float32"),
     "stored_weights": Case("stored-weights", 'weights "w/q", which are INT8 already: TensorRT 8.5.2', "AddQDQPair"),
+    "type": Case("type", 'input "x" is of type "int16", which TensorRT does not have', "whole numbers to int32"),
+    "float64": Case("type", 'output "y" is of type "float64", which TensorRT refuses or takes for', "to float32"),
     "dynamic": Case("dynamic", 'input "x" has the open shape "batchx3x8x8"', "--input"),
-    "operator": Case("operator", 'Det that makes "y" is not read by the parser of TensorRT 8.5 and 8.2', "a split in"),
-    "opset": Case("opset", 'of opset "18"; TensorRT 8.5 reads up to 17, TensorRT 8.2 reads up to 13', "opset 13"),
+    "operator": Case(
+        "operator", 'Det that makes "y" is not read by the parser of TensorRT 8.5.2 and 8.2.1', "a split in"
+    ),
+    "opset": Case(
+        "opset",
+        'of opset "18"; TensorRT 8.5.2 reads up to 17, TensorRT 8.2.1 reads up to 13',
+        "opset 13: splitboard build",
+    ),
     "legal": Case("no-int8", "jetson-nano refuses it: Maxwell (sm_53) has no INT8 hardware", "fp16", "jetson-nano"),
 }
 """By name of the file."""
@@ -111,10 +119,46 @@ def test_one_release_alone_can_be_asked_for(capsys: pytest.CaptureFixture[str]) 
         assert run(argv) == 1
         assert run([*argv, "--tensorrt", "10.3"]) == 0
     capsys.readouterr()
-    assert run([*argv, "--tensorrt", "7.1"]) == 3
-    assert 'TensorRT "7.1"' in capsys.readouterr().err
-    assert run([*argv, "--tensorrt", "newest"]) == 3
-    assert '"newest" is no release' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("release", ["7.1", "9", "9.9", "99", "8.0", "10.2", "12.1"])
+def test_releases_that_are_not_known_are_refused(release: str, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["check-onnx", str(INVALID / "legal.onnx"), "--board", "jetson-orin-nano", "--tensorrt"]
+    assert run([*argv, release]) == 3
+    said = capsys.readouterr().err
+    assert f'TensorRT "{release}" reads is not known' in said
+    assert "Try: 8.x from 8.2 on, 10.x from 10.3 on, 11.x from 11.0 on" in said
+    for no_release in ("newest", "10.x", "-8", ""):
+        assert run([*argv, no_release]) == 3
+        assert f'"{no_release}" is no release' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("named", "judged", "opset"), [("8", "8.2", 13), ("10", "10.3", 21), ("11", "11.0", 25), ("10.14.1", "10.14.1", 23)]
+)
+def test_a_major_alone_is_its_oldest_release(
+    named: str, judged: str, opset: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make = maker()
+    onnx.save(make.one_operator("Relu", opset=26), tmp_path / "graph.onnx")
+    argv = ["check-onnx", str(tmp_path / "graph.onnx"), "--board", "jetson-orin-nano", "--tensorrt", named]
+    assert run(argv) == 1
+    said = capsys.readouterr().out
+    assert f"(TensorRT {judged}):" in said
+    assert f"TensorRT {judged} reads up to {opset}\n" in said
+
+
+def test_releases_are_named_as_the_user_does(capsys: pytest.CaptureFixture[str]) -> None:
+    graph = str(INVALID / "operator.onnx")
+    assert run(["check-onnx", graph, "--board", "jetson-orin-nano", "--tensorrt", "10.16.2"]) == 1
+    said = capsys.readouterr().out
+    assert "Not legal for jetson-orin-nano (TensorRT 10.16.2):" in said
+    assert "is not read by the parser of TensorRT 10.16.2\n" in said
+    stored = onnx.load(INVALID / "stored_weights.onnx")
+    (alone,) = refusals(stored, load_kind("jetson-orin-nano"), ["8.5.2"])
+    assert str(alone).endswith("TensorRT 8.5.2 takes none")
+    (both,) = refusals(stored, load_kind("jetson-orin-nano"), ["10.3.0", "8.6.2", "8.5.2"])
+    assert str(both).endswith("TensorRT 8.6.2 and 8.5.2 take none")
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a graph", ModelProto(ir_version=7).SerializeToString()])
@@ -126,6 +170,96 @@ def test_what_is_no_graph_is_refused(content: bytes | None, tmp_path: Path, caps
     said = capsys.readouterr().err
     assert f'"{path}"' in said
     assert "Try: " in said
+
+
+def shaped(model: ModelProto) -> ModelProto:
+    """With a shape of the output where none can be inferred; ONNX asks for one."""
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, 3, 8, 8)))
+    return model
+
+
+def test_the_suffix_does_not_matter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The package `onnx` would choose its parser by it."""
+    path = tmp_path / "graph.json"
+    path.write_bytes((INVALID / "legal.onnx").read_bytes())
+    assert run(["check-onnx", str(path), "--board", "jetson-orin-nano"]) == 0
+    path.write_text('{"format": 1}', encoding="utf-8")
+    capsys.readouterr()
+    assert run(["check-onnx", str(path), "--board", "jetson-orin-nano"]) == 3
+    assert capsys.readouterr().err.startswith(f'error: "{path}" is not a readable ONNX file: ')
+
+
+def test_what_onnx_refuses_is_not_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make, path = maker(), tmp_path / "graph.onnx"
+    for node, why in (
+        (helper.make_node("Relu", ["nobody"], ["y"]), "nobody"),
+        (helper.make_node("Nope", ["x"], ["y"]), "No Op registered for Nope"),
+        (helper.make_node("Relu", ["x"], ["y"], alpha=1.0), "Unrecognized attribute: alpha"),
+    ):
+        path.write_bytes(shaped(make.model([node], {})).SerializeToString())
+        assert run(["check-onnx", str(path), "--board", "jetson-orin-nano"]) == 3
+        error, *tries = capsys.readouterr().err.splitlines()
+        assert error.startswith(f'error: "{path}" is not valid ONNX: ')
+        assert why in error
+        assert all(line.startswith("Try: ") for line in tries)
+
+
+def test_operators_of_other_domains_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make, path = maker(), tmp_path / "graph.onnx"
+    nodes = [
+        helper.make_node("Foo", ["x"], ["a"], domain="custom"),
+        helper.make_node("Foo", ["a"], ["b"], domain="custom"),
+        helper.make_node("Relu", ["b"], ["y"]),
+    ]
+    model = shaped(make.model(nodes, {}))
+    onnx.save(model, path)
+    argv = ["check-onnx", str(path), "--board", "jetson-orin-nano"]
+    assert run(argv) == 0
+    assert capsys.readouterr().out.endswith("\nNot judged: 1 operator of another domain: custom::Foo\n")
+    assert run([*argv, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["not_judged"] == ["custom::Foo"]
+    model.graph.node[1].op_type = "Bar"
+    onnx.save(model, path)
+    assert run(argv) == 0
+    assert "Not judged: 2 operators of other domains: custom::Foo, custom::Bar\n" in capsys.readouterr().out
+
+
+def test_a_folder_is_told_from_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["check-onnx", str(tmp_path), "--board", "jetson-orin-nano"]
+    assert run(argv) == 3
+    assert f'"{tmp_path}" is a folder' in capsys.readouterr().err
+    graph = tmp_path / "edge" / "all.int8.op17.onnx"
+    graph.parent.mkdir()
+    graph.write_bytes(b"")
+    assert run(argv) == 3
+    assert f"Try: {graph}\n" in capsys.readouterr().err
+
+
+def test_what_is_alike_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Five operators with the same fault, and one with another."""
+    make, path = maker(), tmp_path / "graph.onnx"
+    constants = {"s": np.array(1, np.float32), "z": np.array(0, np.uint8)}
+    names = ["x", *(f"t{number}" for number in range(4)), "y"]
+    nodes = [node for source, target in pairwise(names) for node in _uint8_pair(source, target)]
+    onnx.save(make.model(nodes, constants, shape=("n", 3, 8, 8)), path)
+    argv = ["check-onnx", str(path), "--board", "jetson-orin-nano"]
+    assert run(argv) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["unsigned", "DequantizeLinear", "QuantizeLinear"]
+    assert lines[4].split() == ["and", "7", "more", "(--json", "lists", "all)"]
+    assert lines[5].split()[0] == "Change:"
+    assert lines[6].split()[0] == "dynamic"
+    assert lines[7].split()[0] == "Change:"
+    assert len(lines) == 8
+    assert run([*argv, "--json"]) == 1
+    assert len(json.loads(capsys.readouterr().out)["refusals"]) == 11
+
+
+def _uint8_pair(source: str, target: str) -> list[onnx.NodeProto]:
+    return [
+        helper.make_node("QuantizeLinear", [source, "s", "z"], [f"{target}/q"]),
+        helper.make_node("DequantizeLinear", [f"{target}/q", "s", "z"], [target]),
+    ]
 
 
 def test_weights_that_are_not_beside_it_are_missed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,7 +360,7 @@ def test_what_parsers_read_grows() -> None:
     assert parser_of("8.2.1").tensorrt == "8.2"
     assert parser_of("8.4").tensorrt == "8.2"
     assert parser_of("10.16.2").tensorrt == "10.15"
-    assert parser_of("12").tensorrt == "11.0"
+    assert parser_of("11.4").tensorrt == "11.0"
     for never in ("Det", "QLinearConv", "MatMulInteger", "DynamicQuantizeLinear", "Unique", "StringNormalizer"):
         assert not any(never in one.operators for one in PARSERS)
     since = {"Xor": "8.5", "HardSwish": "8.5", "LayerNormalization": "8.6", "Hardmax": "10.3", "STFT": "10.13"}

@@ -17,6 +17,7 @@ REFUSED = {
     "scale": "Scale coefficients must all be positive",
     "scale_in_fp16": "must be of same type",
     "operator": "",
+    "type": "Failed to convert ONNX date type to TensorRT data type",
 }
 BUILT_ALL_THE_SAME = {
     "legal": "the board has no INT8, which a builder for another GPU cannot know",
@@ -24,6 +25,7 @@ BUILT_ALL_THE_SAME = {
     "axis": "in float",
     "axis_of_activations": "in float",
     "stored_weights": "TensorRT 10 takes them, 8 does not",
+    "float64": "as float32",
     "opset": "a newer parser",
 }
 """Why, by file. Here the rule is all that stands between the graph and a wrong or slow engine."""

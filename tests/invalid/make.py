@@ -51,14 +51,22 @@ def pair(tensor: str, axis: int) -> list[NodeProto]:
 
 
 def model(
-    nodes: list[NodeProto], constants: Constants, *, shape: tuple[int | str, ...] = (1, 3, 8, 8), opset: int = 13
+    nodes: list[NodeProto],
+    constants: Constants,
+    *,
+    shape: tuple[int | str, ...] = (1, 3, 8, 8),
+    opset: int = 13,
+    elem_type: int = TensorProto.FLOAT,
 ) -> ModelProto:
-    """A graph from ``x`` to ``y``."""
-    image = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
-    answer = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    """A graph from ``x`` to ``y``, whose shape is inferred."""
+    image = helper.make_tensor_value_info("x", elem_type, shape)
+    answer = helper.make_tensor_value_info("y", elem_type, None)
     initializers = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
     graph = helper.make_graph(nodes, "graph", [image], [answer], initializers)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=7)
+    versions = {node.domain: 1 for node in nodes} | {"": opset}
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid(*one) for one in versions.items()], ir_version=7)
+    made.graph.output[0].CopyFrom(onnx.shape_inference.infer_shapes(made).graph.output[0])
+    return made
 
 
 def changed(**constants: NDArray[np.generic]) -> ModelProto:
@@ -86,9 +94,15 @@ def per_channel_image() -> ModelProto:
     return changed(x_s=np.full(3, 0.03125, np.float32), x_z=np.zeros(3, np.int8))
 
 
-def float_graph(op_type: str, *, opset: int = 13, shape: tuple[int | str, ...] = (1, 3, 8, 8)) -> ModelProto:
+def one_operator(
+    op_type: str,
+    *,
+    opset: int = 13,
+    shape: tuple[int | str, ...] = (1, 3, 8, 8),
+    elem_type: int = TensorProto.FLOAT,
+) -> ModelProto:
     """One operator, without INT8."""
-    return model([helper.make_node(op_type, ["x"], ["y"])], {}, opset=opset, shape=shape)
+    return model([helper.make_node(op_type, ["x"], ["y"])], {}, opset=opset, shape=shape, elem_type=elem_type)
 
 
 GRAPHS: Mapping[str, ModelProto] = {
@@ -101,9 +115,11 @@ GRAPHS: Mapping[str, ModelProto] = {
     "scale": changed(x_s=np.array(0, np.float32)),
     "scale_in_fp16": changed(x_s=np.array(0.03125, np.float16)),
     "stored_weights": stored_weights(),
-    "dynamic": float_graph("Relu", shape=("batch", 3, 8, 8)),
-    "operator": float_graph("Det"),
-    "opset": float_graph("Relu", opset=18),
+    "type": one_operator("Abs", elem_type=TensorProto.INT16),
+    "float64": one_operator("Abs", elem_type=TensorProto.DOUBLE),
+    "dynamic": one_operator("Relu", shape=("batch", 3, 8, 8)),
+    "operator": one_operator("Det"),
+    "opset": one_operator("Relu", opset=18),
 }
 """By name of the file. INT8 on a board without it is ``legal`` on such a board."""
 

@@ -202,6 +202,57 @@ def test_a_host_simulates(bundles: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert (code, "this bundle runs in ONNX Runtime" in err) == (3, True)
 
 
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with nothing that runs ONNX files: a container on a Jetson looks so, and a new host."""
+    for name in ("tensorrt", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+@pytest.mark.usefixtures("bare")
+def test_where_nothing_runs_onnx_both_ways_out_are_named(bundles: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, runtime, (problem,) = doctor(capsys, bundles / "int8")
+    assert (code, runtime) == (3, "none")
+    assert "TensorRT is not there" in problem["message"]
+    assert "ONNX Runtime does not load" in problem["message"]
+    board, _, host = problem["tries"]
+    assert board.startswith("on a Jetson")
+    assert "python3-libnvinfer" in board
+    assert host.startswith("on a host")
+    assert "pip install onnxruntime" in host
+    for verb, *more in (("selfcheck",), ("run", "--data", bundles / "data.npz", "--split", "s02")):
+        code, out, err = say(capsys, verb, "--bundle", bundles / "int8", *more)
+        assert (code, out) == (3, "")
+        assert err == "\n".join([f"error: {problem['message']}", *(f"Try: {line}" for line in problem["tries"]), ""])
+
+
+@pytest.mark.usefixtures("bare")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trt-build", "--bundle", "nothere"], '"nothere" is not a bundle'),
+        (["trt-build", "--bundle", "{tiny}"], "TensorRT builds engines of ONNX files"),
+        (["trt-build", "--bundle", "{int8}", "--splits", "s99"], 'unknown split "s99"'),
+        (["trt-build", "--bundle", "{int8}", "--workspace", "0"], '--workspace is "0"'),
+        (["trt-profile", "--bundle", "{int8}", "--splits", "s99"], 'unknown split "s99"'),
+        (["trt-profile", "--bundle", "{int8}", "--beside", "nothere"], '"nothere" is not a bundle'),
+        (["trt-profile", "--bundle", "{int8}", "--beside", "{tiny}"], "TensorRT builds engines of ONNX files"),
+        (
+            ["trt-profile", "--bundle", "{int8}", "--beside", "{int8}"],
+            "TensorRT does not load",
+        ),  # nothing else is wrong
+    ],
+)
+def test_arguments_are_looked_at_before_tensorrt(
+    bundles: Path, tiny_bundle: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    places = {"int8": bundles / "int8", "tiny": tiny_bundle}
+    code, out, err = say(capsys, *(argument.format(**places) for argument in arguments))
+    assert (code, out) == (3, "")
+    assert words in err
+    assert ("TensorRT does not load" in err) == (words == "TensorRT does not load")
+
+
 def test_a_jetson_does_not(
     bundles: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
