@@ -22,7 +22,7 @@ demo: $(VENV)/.installed-demo
 test: $(VENV)/.installed-dev
 	$(PYTEST) -m "not slow"
 
-# The whole demo, large networks, a hundred thousand hostile streams, emulated boards.
+# The whole demo, large networks, diagnosing, a hundred thousand hostile streams, emulated boards.
 test-slow: $(VENV)/.installed-dev
 	$(PYTEST) -m slow
 

@@ -209,6 +209,7 @@ def test_a_bundle_that_does_not_run_there_keeps_the_old_release(
     assert tree(Path(station.root)) == before
 
 
+@pytest.mark.slow
 def test_a_connection_that_breaks_in_the_middle(
     tiny_bundle: Path, server: Desk, station: Station, tmp_path: Path
 ) -> None:
@@ -413,6 +414,7 @@ def test_no_wheelhouse_and_no_glibc(tmp_path: Path) -> None:
         fetch_wheels(environment, replace(facts_of((3, 11), "aarch64"), glibc=None), None, tmp_path / "cache")
 
 
+@pytest.mark.slow
 def test_a_bare_board_gets_an_environment_from_wheels(
     tiny_bundle: Path, shell: Shell, station: Station, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,6 +37,8 @@ from splitboard.contract.decode import to_json
 from splitboard.contract.errors import UserError
 from splitboard.contract.preprocess import normalise, prepare
 
+pytestmark = pytest.mark.slow
+
 BOARDS = {"tflite": "rpi5", "qdq": "jetson-orin-nano"}
 WIDER = 100.0
 

@@ -33,7 +33,7 @@ from export.external import SharedWeights
 from export.graph import Graph
 from export.opset import lower_opset, opset_of
 
-pytestmark = pytest.mark.trtrtx
+pytestmark = [pytest.mark.trtrtx, pytest.mark.slow]
 
 FAMILIES = (
     "unet",
@@ -74,7 +74,6 @@ def test_whole_networks_parse_and_build_by_path(name: str, opset: int, tmp_path:
         assert errors(tmp_path / f"{form}.onnx") == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES[-3:])
 def test_every_split_is_legal_and_parsed_and_some_are_built(name: str) -> None:
     kind = load_kind("jetson-orin-nano")

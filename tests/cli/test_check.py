@@ -302,6 +302,7 @@ def _pytest(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, cwd=folder, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_pytest_fails_for_the_same_reason(
     desk: Path, swapped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -323,6 +324,7 @@ def test_pytest_fails_for_the_same_reason(
     assert [node.rpartition("/")[-1] for node in failed] == [f"splitboard::{cut}::{t}" for t in ("shape", "colour")]
 
 
+@pytest.mark.slow
 def test_pytest_says_what_is_wrong_with_the_input(desk: Path, tmp_path: Path) -> None:
     wrong = _pytest(tmp_path, "--splitboard-bundle", "nope", "--splitboard-data", str(desk / "test.npz"))
     assert wrong.returncode == 4

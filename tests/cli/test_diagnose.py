@@ -100,6 +100,7 @@ def accuracy(bundle: Path, split: str, test: Path) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("board", BOARDS)
 def test_the_spoiled_layer_is_first_and_its_exclusion_meets_the_gate(
     board: str, desk: Path, capsys: pytest.CaptureFixture[str]
@@ -158,6 +159,7 @@ def test_a_split_is_diagnosed_with_its_server_half(board: str, desk: Path, capsy
     assert {one["task"]: one["value"] for one in found["tasks"]} == pytest.approx(as_built)
 
 
+@pytest.mark.slow
 def test_a_healthy_bundle_meets_the_gate(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = build(desk, "twin", "rpi5")
     page = desk / "healthy.html"

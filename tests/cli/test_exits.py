@@ -253,6 +253,7 @@ def test_the_other_verbs_know_a_bundle_with_exits(
     assert not [name for name in layers if "exit" in name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("board", ["linux-x86-64", "jetson-orin-nano"])
 def test_a_model_s_own_exit_is_deployed(board: str, exit_samples: Path, tmp_path: Path) -> None:
     save_file(early.make().state_dict(), tmp_path / "net.safetensors")
