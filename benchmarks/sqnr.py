@@ -13,32 +13,24 @@ Usage: python benchmarks/sqnr.py --calib calibration.npz --data test.npz MODEL [
 
 from __future__ import annotations
 
-import argparse
 import logging
 import tempfile
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import numpy as np
 import onnx
 from litert_quantizer import quantizer, recipe
-from numpy.typing import NDArray
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
-from output import show
+from noise import Compared, Image, Outputs, Reader, main, run
+from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-from calib.dataset import CalibrationSet, calibration_set, hold_out
+from calib.dataset import CalibrationSet, hold_out
 from calib.interpret import TfliteRun
 from calib.recipe import Recipe, prepare
 from calib.tflite_edge import choose_ranges, float_edge, quantised
-from export.model import Model, load_model
-from export.reference import reference_session
+from export.model import Model
 from runtime_edge.engines.litert import find_interpreter
-from splitboard.cli.console import steps
 from splitboard.cli.edge_half import judges
-
-Image = NDArray[np.float32]
-Outputs = Mapping[str, NDArray[np.float32]]
 
 WHOLE = "local"
 N_MATCHED = 3
@@ -69,14 +61,6 @@ def litert_default(floating: bytes, images: Iterable[Image]) -> bytes:
     return content
 
 
-class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
-    def __init__(self, name: str, images: Iterable[Image]) -> None:
-        self._samples = ({name: image} for image in images)
-
-    def get_next(self) -> dict[str, Image] | None:
-        return next(self._samples, None)
-
-
 def onnx_runtime(model: Model, calibration: Iterable[Image], images: Iterable[Image]) -> Outputs:
     """Outputs of ONNX Runtime's own quantisation."""
     with tempfile.TemporaryDirectory() as work:
@@ -85,71 +69,32 @@ def onnx_runtime(model: Model, calibration: Iterable[Image], images: Iterable[Im
         quantize_static(
             source,
             target,
-            _Reader(model.graph.inputs[0], calibration),
+            Reader(model.graph.inputs[0], calibration),
             quant_format=QuantFormat.QDQ,
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
             per_channel=True,
             calibrate_method=CalibrationMethod.MinMax,
         )
-        return _run(onnx.load(target), model, images)
+        return run(onnx.load(target), model, images)
 
 
-def _run(graph: onnx.ModelProto, model: Model, images: Iterable[Image]) -> Outputs:
-    session, names = reference_session(graph), model.graph.outputs
-    results = [session.run(names, {model.graph.inputs[0]: image}) for image in images]
-    return {name: np.concatenate([one[i] for one in results]) for i, name in enumerate(names)}
+def contest(model: Model, calibration: CalibrationSet, images: list[Image]) -> Compared:
+    """The four ways."""
+    tuned, floating, method = ours(model, calibration, Recipe())
+    plain, _, _ = ours(model, calibration, Recipe(ranges="minmax", correct_bias=False))
+    default = litert_default(floating, images)
 
-
-def sqnr_db(exact: NDArray[np.float32], found: NDArray[np.float32]) -> float:
-    """Signal to quantisation noise ratio."""
-    return float(10 * np.log10(np.sum(exact**2, dtype=np.float64) / np.sum((found - exact) ** 2, dtype=np.float64)))
-
-
-def compare(folder: Path, calib: Path, data: Path, n_images: int) -> list[dict[str, object]]:
-    """One row per task."""
-    model = load_model(folder)
-    spec = model.info.declared()
-    with calibration_set(str(calib), spec.source_channels, 500, Path()) as calibration:
-        images = [image.copy() for image in calibration.inputs(spec)]
-        tuned, floating, method = ours(model, calibration, Recipe())
-        plain, _, _ = ours(model, calibration, Recipe(ranges="minmax", correct_bias=False))
-    with calibration_set(str(data), spec.source_channels, n_images, Path()) as others:
-        tests = [image.copy() for image in others.inputs(spec)]
-    exact = _run(model.graph.model, model, tests)
-    found: dict[str, Outputs] = {
-        "ours": TfliteRun(tuned, WHOLE).all(tests),
-        "ours, min/max": TfliteRun(plain, WHOLE).all(tests),
-        "ONNX Runtime": onnx_runtime(model, images, tests),
-        "litert default": TfliteRun(litert_default(floating, images), WHOLE).all(tests),
-    }
-    return [
-        {
-            "model": model.info.name,
-            "task": task,
-            **{who: sqnr_db(exact[task], outputs[task]) for who, outputs in found.items()},
-            "ranges": method,
+    def answer(tests: list[Image]) -> Mapping[str, Outputs]:
+        return {
+            "ours": TfliteRun(tuned, WHOLE).all(tests),
+            "ours, min/max": TfliteRun(plain, WHOLE).all(tests),
+            "ONNX Runtime": onnx_runtime(model, images, tests),
+            "litert default": TfliteRun(default, WHOLE).all(tests),
         }
-        for task in exact
-    ]
 
-
-def main() -> None:
-    """Quantises, runs, prints."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("models", type=Path, nargs="+", help="model folders, from splitboard export")
-    parser.add_argument("--calib", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--images", type=int, default=64, help="of the data, to compare on")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    rows = []
-    with steps("benchmark") as progress:
-        for done, folder in enumerate(options.models):
-            progress(folder.name, done, len(options.models))
-            rows += compare(folder, options.calib, options.data, options.images)
-    show(rows, find_interpreter().name, f"dB on {options.images} images", as_json=options.json)
+    return answer, method
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__ or "", find_interpreter().name, contest)
