@@ -88,6 +88,22 @@ def count_operators(content: bytes) -> dict[str, dict[str, int]]:
     return counts
 
 
+def count_shuffles(content: bytes) -> dict[str, int]:
+    """Number of channel shuffles by signature: each a ``TRANSPOSE`` between two ``RESHAPE`` that is the model's own."""
+    model = read_model(content)
+    counts: dict[str, int] = {}
+    for definition in model.signatureDefs:
+        operators = model.subgraphs[definition.subgraphIndex].operators
+        kinds = [str(flatbuffer_utils.opcode_to_name(model, one.opcodeIndex)) for one in operators]
+        reshaped = {one.outputs[0] for one, kind in zip(operators, kinds, strict=True) if kind == "RESHAPE"}
+        shaped_back = {one.inputs[0] for one, kind in zip(operators, kinds, strict=True) if kind == "RESHAPE"}
+        counts[definition.signatureKey.decode()] = sum(
+            kind == "TRANSPOSE" and one.inputs[0] in reshaped and one.outputs[0] in shaped_back
+            for one, kind in zip(operators, kinds, strict=True)
+        )
+    return counts
+
+
 def _computes_in_float(subgraph: SubGraphT, operator: OperatorT, kind: str) -> bool:
     """Whether an operator has a float operand. Those that convert have one by their nature."""
     operands = [subgraph.tensors[index] for index in (*operator.inputs, *operator.outputs) if index >= 0]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -18,6 +18,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from export.graph import Graph
+from export.shuffles import inside_shuffles, shuffles
 from splitboard.contract.errors import UserError
 
 HISTOGRAM_VALUES = 4096
@@ -74,10 +75,11 @@ def bin_values() -> NDArray[np.float32]:
 def quantisable(graph: Graph, crossing: Iterable[str]) -> list[str]:
     """Names of the tensors that an edge artefact can hold in INT8.
 
-    A layer's output that only an activation takes is none: the two are one operator there, unless it crosses.
+    A layer's output that only an activation takes is none: the two are one operator there, unless it crosses. Nor is
+    what stands between the operators of a channel shuffle.
     """
-    kept = set(crossing)
-    made = [name for node in graph.nodes for name in node.output if name]
+    kept, inside = set(crossing), inside_shuffles(graph)
+    made = [name for node in graph.nodes for name in node.output if name and name not in inside]
     return [
         name for name in (*graph.inputs, *made) if graph.is_float(name) and (name in kept or not graph.is_fused(name))
     ]
@@ -156,7 +158,12 @@ def observe(
         on_sample(count)
     if count == 0:
         raise UserError('the calibration set holds "0" images', ["give real images with --calib"])
-    return Observations(count, {name: one.result(name, count) for name, one in statistics.items()})
+    found = {name: one.result(name, count) for name, one in statistics.items()}
+    for dealt in shuffles(graph):
+        if dealt.source in found and dealt.result in found:
+            # The same values in another order; the histogram saw others of them, and any range must be the same.
+            found[dealt.result] = replace(found[dealt.result], counts=found[dealt.source].counts)
+    return Observations(count, found)
 
 
 def _session(graph: Graph, names: Sequence[str]) -> ort.InferenceSession:

@@ -61,6 +61,7 @@ def clean(raw: ModelProto) -> Cleaned:
         _turned(model, scopes, rewrites.average_globally, "ReduceMean", "GlobalAveragePool", " over H,W"),
     ]
     rewrites.drop_no_ops(model, scopes)
+    rewrites.convolve_flattened(model, scopes)
     rewrites.drop_unused_constants(model)
     model = inferred(model)
     onnx.checker.check_model(model)

@@ -11,6 +11,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from export.cuts import Cut
 from export.graph import Graph, NodeSet, members
+from export.packed import unpack
 from splitboard.contract.bundle import TensorSpec
 from splitboard.contract.errors import UserError
 from splitboard.contract.preprocess import Preprocessing
@@ -145,12 +146,13 @@ def whole_graph(remote: ModelProto) -> Graph:
         remote: as a bundle has it, of any operator set.
 
     Returns:
-        The float model with its own names; nodes and weights are the same, bit for bit, where the operator set is.
+        The float model with its own names; nodes and weights are the same, bit for bit, where the operator set is (the
+        zeros of a packed weight lose their sign).
 
     Raises:
         UserError: the graph has no preprocessing in front.
     """
-    behind = Graph(remote)
+    behind = Graph(unpack(remote))
     image = behind.inputs[0]
     real = f"{image}/real"
     if real not in behind.producer:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from export.graph import Graph, NodeSet, members
+from export.shuffles import inside_shuffles
 
 MAX_TENSORS = 8
 """No multi-tensor cut with more tensors is listed: each is a tensor to name, quantise and send."""
@@ -74,8 +75,8 @@ def _ends(graph: Graph) -> set[str]:
 
 
 def single_tensor_cuts(graph: Graph) -> list[Cut]:
-    """Every tensor whose removal separates the graph, in topological order."""
-    ends = _ends(graph)
+    """Every tensor whose removal separates the graph, in topological order; none inside of a channel shuffle."""
+    ends = _ends(graph) | inside_shuffles(graph)
     return [
         cut
         for node, cut in zip(graph.nodes, principal_cuts(graph), strict=True)
@@ -90,7 +91,7 @@ def multi_tensor_cuts(graph: Graph) -> list[Cut]:
     the graph in topological order, and every beginning by depth. That finds all cuts of two tensors, and of more
     tensors those that models have: skip connections, several scales, heads that leave at different depths.
     """
-    ends = _ends(graph)
+    ends = _ends(graph) | inside_shuffles(graph)
     principal = principal_cuts(graph)
     found: dict[NodeSet, Cut] = {}
     for cut in itertools.chain(principal, _pairs(graph, principal), _prefixes(graph), _levels(graph)):

@@ -18,6 +18,7 @@ from onnx import NodeProto, helper
 from torch import Tensor, nn
 
 from export.graph import Graph
+from export.shuffles import Shuffle, shuffles
 from splitboard.contract.errors import UserError
 
 Attributes = Mapping[str, Any]
@@ -85,6 +86,17 @@ def _max_pool(x: Sequence[Tensor], attributes: Attributes) -> Tensor:
     )
 
 
+def _shuffle(x: Sequence[Tensor], attributes: Attributes) -> Tensor:
+    # Written on NHWC in four dimensions: in NCHW, or in five, the converter would transpose around it.
+    n, channels, height, width = x[0].shape
+    groups = attributes[_GROUPS]
+    dealt = x[0].permute(0, 2, 3, 1).reshape(n, height * width, groups, channels // groups).transpose(2, 3)
+    return dealt.reshape(n, height, width, channels).permute(0, 3, 1, 2)
+
+
+_GROUPS = "groups"
+"""Of a channel shuffle."""
+
 _LOWEST = "lowest"
 """What pads an image before its maximum is taken: 0 where nothing is below, since INT8 has no number for infinity."""
 
@@ -150,6 +162,11 @@ def _step(graph: Graph, node: NodeProto) -> _Step:
     return _Step(_OPERATORS[node.op_type], operands, attributes, node.output[0])
 
 
+def _shuffle_step(one: Shuffle) -> _Step:
+    """The three operators of a channel shuffle as one."""
+    return _Step(_shuffle, (one.source,), {_GROUPS: one.groups}, one.result)
+
+
 class Replay(nn.Module):
     """Computes some tensors of a graph from its input.
 
@@ -174,7 +191,12 @@ class Replay(nn.Module):
         bits = 0
         for name in outputs:
             bits |= graph.ancestors[graph.producer[name]]
-        self._steps = [_step(graph, node) for i, node in enumerate(graph.nodes) if bits >> i & 1]
+        dealt = {one.result: one for one in shuffles(graph) if not {*one.inner} & {*outputs}}
+        inside = {name for one in dealt.values() for name in one.inner}
+        nodes = [node for i, node in enumerate(graph.nodes) if bits >> i & 1 and node.output[0] not in inside]
+        self._steps = [
+            _shuffle_step(dealt[node.output[0]]) if node.output[0] in dealt else _step(graph, node) for node in nodes
+        ]
         self._image, self._outputs = graph.inputs[0], tuple(outputs)
         used = dict.fromkeys(name for step in self._steps for name in step.operands if name in constants)
         # A scalar stays a plain number: as a tensor it makes the converter transpose around the operator.

@@ -133,6 +133,42 @@ def scale_and_shift(model: ModelProto, scopes: Scopes) -> None:
     _rewrite(model, "BatchNormalization", scaled)
 
 
+def convolve_flattened(model: ModelProto, _scopes: Scopes) -> None:
+    """A grouped convolution of a flattened image becomes one of the image, with a window as large as the image.
+
+    That is how a block-diagonal layer stands behind a feature map: ``[1, c, h, w]`` seen as ``[1, c * h * w, 1, 1]``.
+    Where a group holds whole channels the two compute the same, and the flattening is no operator of its own.
+    """
+    shapes = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in [*model.graph.input, *model.graph.value_info, *model.graph.output]
+    }
+    flattened = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Reshape"}
+
+    def on_image(node: NodeProto) -> Sequence[NodeProto]:
+        source = flattened.get(node.input[0], "")
+        weight = _constant(model, node.input[1])
+        attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        groups = int(attributes.get("group", 1))
+        image = shapes.get(source, [])
+        if groups == 1 or weight is None or len(image) != 4 or any(attributes.get("pads", ())):
+            return [node]
+        one, channels, height, width = image
+        if shapes.get(node.input[0]) != [one, channels * height * width, 1, 1] or channels % groups:
+            return [node]
+        windows = f"{node.input[1]}/windows"
+        shaped = weight.reshape(len(weight), channels // groups, height, width)
+        model.graph.initializer.append(numpy_helper.from_array(shaped, windows))
+        inputs = [source, windows, *node.input[2:]]
+        kernel = [height, width]
+        return [helper.make_node("Conv", inputs, node.output, name=node.name, group=groups, kernel_shape=kernel)]
+
+    _rewrite(model, "Conv", on_image)
+    used = {name for node in model.graph.node for name in node.input} | {value.name for value in model.graph.output}
+    for node in [node for node in model.graph.node if node.output[0] in flattened and node.output[0] not in used]:
+        model.graph.node.remove(node)
+
+
 def drop_unused_constants(model: ModelProto) -> None:
     """Takes out initializers that no node takes."""
     used = {name for node in model.graph.node for name in node.input}

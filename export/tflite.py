@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from export.graph import Graph
 from export.reference import reference_session
 from export.replay import Replay, shared_constants
+from export.shuffles import shuffles
 from export.signatures import cut_out, signature
 from splitboard.contract.errors import SplitboardError
 
@@ -92,7 +93,7 @@ def convert(
     sources: dict[str, tuple[SubGraphT, dict[str, int]]] = {}
     for index, definition in enumerate(model.signatureDefs):
         key, subgraph = definition.signatureKey.decode(), model.subgraphs[definition.subgraphIndex]
-        found = _match(content, index, subgraph, model, values, samples, graph.inputs[0])
+        found = _match(content, index, subgraph, model, values, samples, graph)
         twins |= {match.name: match.twins for match in found.values()}
         _rename(subgraph, {position: match.name for position, match in found.items()})
         sources[key] = subgraph, dict(zip(conversions[key], _by_number(definition), strict=True))
@@ -186,14 +187,23 @@ def _match(
     model: ModelT,
     values: Mapping[str, NDArray[np.float32]],
     samples: Sequence[NDArray[np.float32]],
-    image: str,
+    graph: Graph,
 ) -> dict[int, _Match]:
     """The ONNX tensor of every activation of one signature's subgraph, by tensor index."""
     seen = _tflite_values(content, subgraph_index, subgraph, model, samples)
-    found = {subgraph.inputs[0]: _Match(image, ())}
+    found = {subgraph.inputs[0]: _Match(graph.inputs[0], ())}
+    dealt: dict[str, list[str]] = {}
+    for one in shuffles(graph):
+        dealt.setdefault(one.source, []).append(one.result)
     for operator in subgraph.operators:
-        if flatbuffer_utils.opcode_to_name(model, operator.opcodeIndex) in _MOVES and operator.inputs[0] in found:
-            found[operator.outputs[0]] = _Match(found[operator.inputs[0]].name, ())
+        kind = flatbuffer_utils.opcode_to_name(model, operator.opcodeIndex)
+        if kind in _MOVES and operator.inputs[0] in found:
+            name, index = found[operator.inputs[0]].name, operator.outputs[0]
+            if kind == "TRANSPOSE" and name in dealt and index in seen:
+                # A channel shuffle: the same values, and the same range, in another order.
+                shuffled = {one: values[one] for one in dealt[name]}
+                name = _nearest(seen[index], shuffled, subgraph.tensors[index].name.decode()).name
+            found[index] = _Match(name, ())
         for index in operator.outputs:
             if index in seen and index not in found:
                 found[index] = _nearest(seen[index], values, subgraph.tensors[index].name.decode())

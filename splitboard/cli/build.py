@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from calib.artefact import CONVERSIONS, accelerated_partitions, constant_bytes
+from calib.artefact import CONVERSIONS, accelerated_partitions, constant_bytes, count_shuffles
 from calib.dataset import CalibrationSet, hold_out
 from calib.gate.deployed import edge_engine
 from calib.keep_float import resolve
@@ -29,6 +29,7 @@ from export.graph import Graph, members
 from export.metadata import describe
 from export.model import Model
 from export.opset import lower_opset
+from export.packed import pack, packed_weights
 from export.reference import reference_session, relative_error
 from export.splits import LOCAL, SplitPoint, Splits
 from export.verify import LIMIT, verify_cut
@@ -41,7 +42,7 @@ from splitboard.contract.decode import to_json
 from splitboard.contract.errors import SplitboardError, UserError
 from splitboard.contract.folder import new_folder
 from splitboard.contract.preprocess import edge_image, normalise
-from splitboard.report.outputs import BuildOutput
+from splitboard.report.outputs import BuildOutput, PackedHalf
 
 GOLDEN_FILE = "golden/golden.npz"
 RANGES_FILE = "calibration/ranges.json"
@@ -136,6 +137,8 @@ def build_bundle(
     if request.server_opset is not None:
         servers = {name: lower_opset(server, request.server_opset) for name, server in halves.servers.items()}
         halves = replace(halves, servers=servers)
+    # Last, since nothing but ONNX Runtime is to see the operators that unpack.
+    halves = replace(halves, servers={name: pack(server) for name, server in halves.servers.items()})
     for split_id, server in halves.servers.items():
         describe(server, _server_notes(model, split_id, server))
     golden = _golden(model, pixels, inputs, halves.servers[splits.remote.id])
@@ -444,24 +447,27 @@ def _golden_tolerance(folder: Path, bundle: Bundle, golden: dict[str, NDArray[An
 def build_output(target: Path, bundle: Bundle, chosen: Sequence[Choice]) -> BuildOutput:
     """What ``build`` tells about a bundle."""
     warnings = []
+    files = {path: (target / path).read_bytes() for path in bundle.edge_files if path.endswith(".tflite")}
+    shuffles = {key: number for content in files.values() for key, number in count_shuffles(content).items()}
     # Layers kept in float and float weights need conversions; they are worth a word where nobody asked for either.
     expected = bundle.quantisation.keep_float or bundle.precision != "int8"
     for signature, operators in bundle.operators.items():
         for name in ("TRANSPOSE",) if expected else ("TRANSPOSE", *CONVERSIONS):
-            if operators.get(name):
-                warnings.append(f"signature {signature} holds {operators[name]} {name}")
+            number = operators.get(name, 0) - (shuffles.get(signature, 0) if name == "TRANSPOSE" else 0)
+            if number:
+                warnings.append(f"signature {signature} holds {number} {name}")
     partitions: dict[str, int | None] = {}
     shared = {one.path: one.size_bytes for one in bundle.artifacts if one.format == ONNX_WEIGHTS}
     weights = sum(shared.values()) if shared else None
-    for path in bundle.edge_files:
-        if path.endswith(".tflite"):
-            content = (target / path).read_bytes()
-            partitions, weights = accelerated_partitions(content), constant_bytes(content)
+    for content in files.values():
+        partitions, weights = accelerated_partitions(content), constant_bytes(content)
     warnings += [
         f"signature {signature} runs in {'unknown' if parts is None else parts} accelerated parts instead of one"
         for signature, parts in partitions.items()
         if parts != 1
     ]
+    servers = {split.id: onnx.load(target / split.server) for split in bundle.splits if split.server is not None}
+    packed = {split_id: tuple(packed_weights(server)) for split_id, server in servers.items()}
     return BuildOutput(
         bundle=str(target),
         bundle_sha256=contract.bundle_sha256(target),
@@ -473,6 +479,11 @@ def build_output(target: Path, bundle: Bundle, chosen: Sequence[Choice]) -> Buil
         weight_bytes=weights,
         operators=bundle.operators,
         accelerated_partitions=partitions,
+        packed={
+            split_id: PackedHalf(len(found), sum(w.dense_bytes for w in found), sum(w.packed_bytes for w in found))
+            for split_id, found in packed.items()
+            if found
+        },
         float_error={split.id: split.float_error for split in bundle.splits if split.float_error},
         reasons={choice.point.id: choice.reason for choice in chosen if choice.reason is not None},
         calibration=bundle.calibration,
