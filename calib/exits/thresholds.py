@@ -6,11 +6,14 @@ much. So the candidates are fixed beforehand, from the most cautious on, and eac
 confidence limit of the drop is within the target; the first that fails ends the search (fixed sequence testing, as in
 "Learn then Test", A. Angelopoulos et al., arXiv 2110.01052). Then the limit holds for the threshold that
 is kept with the confidence of a single test. Where a split has several exits of one task, their tests share the error.
+
+A target accuracy is another way to say what may be lost: what the split has above it on the same images. The limit is
+of the loss alone; the split's own accuracy enters as it was observed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,11 +38,13 @@ class Target:
         measure: a name of `splitboard.contract.exits.MEASURES`.
         drop: the most accuracy that may be lost, as a share.
         confidence: that no more is.
+        accuracy: that the drop leaves of the split's own, as a share; ``None`` where the drop was given.
     """
 
     measure: str
     drop: float
     confidence: float
+    accuracy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,16 @@ class Answers:
         """Where the split is right, ``[n]``."""
         return np.asarray(self.final.argmax(axis=1) == self.truth)
 
+    @property
+    def accuracy(self) -> float:
+        """Of the whole split, as a share."""
+        return float(self.final_right.mean())
+
+
+def keeping(accuracy: float, answers: Answers, target: Target) -> Target:
+    """The target whose drop leaves ``accuracy`` of the split's own; a drop of 0 where that is below it already."""
+    return replace(target, drop=max(0.0, answers.accuracy - accuracy), accuracy=accuracy)
+
 
 def candidates(measure: str, classes: int) -> NDArray[np.float64]:
     """The thresholds that are tried, the most cautious first and the last one sure of nearly everything.
@@ -85,7 +100,7 @@ def fit_rule(split: str, output: str, task: str, answers: Answers, target: Targe
         output: the exit.
         task: that it answers.
         answers: on held-out images.
-        target: what is asked.
+        target: what is asked; one with an accuracy comes from `keeping`, of the same answers.
         n_exits: of this task at this split, which share the error.
     """
     n = len(answers.truth)
@@ -93,7 +108,7 @@ def fit_rule(split: str, output: str, task: str, answers: Answers, target: Targe
     values = measured(answers.scores, target.measure)
     right, final = answers.exit_right, answers.final_right
     threshold, upper, exited = None, 0.0, np.zeros(n, np.bool_)
-    for candidate in candidates(target.measure, answers.scores.shape[1]):
+    for candidate in () if _is_missed(answers, target) else candidates(target.measure, answers.scores.shape[1]):
         where = sure_where(values, target.measure, candidate)
         lost, gained = int((where & final & ~right).sum()), int((where & right & ~final).sum())
         limit = paired_limits(lost, gained, n, confidence).upper
@@ -107,17 +122,23 @@ def fit_rule(split: str, output: str, task: str, answers: Answers, target: Targe
         task=task,
         measure=target.measure,
         threshold=threshold,
-        reason=None if threshold is not None else why_none(n, target, confidence),
+        reason=None if threshold is not None else why_none(answers, target, confidence),
         target_drop=target.drop,
         confidence=target.confidence,
         n_samples=n,
         exit_rate=float(exited.mean()),
-        accuracy=float(final.mean()),
+        accuracy=answers.accuracy,
         accuracy_exit=float(right.mean()),
         accuracy_exited=float(right[exited].mean()) if exited.any() else None,
         accuracy_combined=float(np.where(exited, right, final).mean()),
         drop_upper=upper,
+        target_accuracy=target.accuracy,
     )
+
+
+def _is_missed(answers: Answers, target: Target) -> bool:
+    """Whether the split is below the accuracy by itself: an exit that makes up for it is nothing to build on."""
+    return target.accuracy is not None and answers.accuracy < target.accuracy
 
 
 def needed_images(target: Target, confidence: float) -> int | None:
@@ -125,9 +146,13 @@ def needed_images(target: Target, confidence: float) -> int | None:
     return smallest_passing_set(target.drop, 1 - confidence)
 
 
-def why_none(n: int, target: Target, confidence: float) -> str:
+def why_none(answers: Answers, target: Target, confidence: float) -> str:
     """Why there is no threshold, in a few words."""
-    needed = needed_images(target, confidence)
-    if needed is None or n < needed:
-        return f"{INCONCLUSIVE}: {n} images, {'no number' if needed is None else needed} would do at least"
+    if target.accuracy is not None and _is_missed(answers, target):
+        return f"out of reach: the split itself is below {100 * target.accuracy:g} %"
+    n, needed = len(answers.truth), needed_images(target, confidence)
+    if needed is None:
+        return f"{INCONCLUSIVE}: nothing may be lost, which no number of images shows"
+    if n < needed:
+        return f"{INCONCLUSIVE}: {n} images, {needed} would do at least"
     return "already its surest answers may lose more than is allowed"

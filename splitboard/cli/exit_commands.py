@@ -58,6 +58,10 @@ def thresholds(
     data: Annotated[Path, typer.Option(help="Labelled images that nothing has seen: .npz, or a folder per class.")],
     out: Out,
     drop: Annotated[float, typer.Option(help="Points of accuracy that each task may lose.")] = 1.0,
+    accuracy: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK=PERCENT", help="Accuracy that a task keeps, instead of --drop; once per task."),
+    ] = None,
     measure: Annotated[str, typer.Option(help="How sure an exit is: max_softmax or entropy.")] = "max_softmax",
     confidence: Annotated[float, typer.Option(help="That no more is lost.")] = 0.95,
     json: Json = False,
@@ -68,22 +72,27 @@ def thresholds(
     split's own stays within --drop. An exit that cannot do that never answers. Exit code 2 if there are too few images
     for any rule: one point needs 299.
 
+    With --accuracy a task may lose what the split has above it on these images. A split that is below it gets no
+    threshold; where all are, the target is refused.
+
     Examples:
       splitboard thresholds mine.bundle --data held-out.npz -o exits.json
 
       splitboard thresholds mine.bundle --data held-out.npz --drop 0.5 --measure entropy -o exits.json
+
+      splitboard thresholds mine.bundle --data held-out.npz --accuracy defect=88 -o exits.json
     """
     from splitboard.cli.console import steps
     from splitboard.cli.tables import console
-    from splitboard.cli.thresholds import check_target, conclude, fit_thresholds, plan
+    from splitboard.cli.thresholds import check_accuracies, check_target, conclude, fit_thresholds, plan
     from splitboard.contract.exits import BEGINNING
     from splitboard.contract.folder import check_file
     from splitboard.report.exits_table import print_rules
     from splitboard.report.results import result_json
 
-    target = check_target(measure, drop, confidence)
+    target, accuracies = check_target(measure, drop, confidence), check_accuracies(accuracy or [])
     check_file(out, BEGINNING)
-    planned = plan(bundle, data, target)
+    planned = plan(bundle, data, target, accuracies)
     with steps("splitboard thresholds") as show:
         made = fit_thresholds(planned, out, show)
     if json:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
-from calib.exits.thresholds import INCONCLUSIVE, Answers, Target, fit_rule
+from calib.exits.thresholds import INCONCLUSIVE, Answers, Target, fit_rule, keeping
 from calib.gate.config import Gate, rules
 from calib.gate.deployed import Outputs, deployed_outputs
 from calib.gate.evaluation import EvaluationSet, check_labels, evaluation_set, labels_of_folders
@@ -31,7 +33,8 @@ class Plan:
         bundle: its manifest.
         splits: those with exits.
         data: held-out images, labelled.
-        target: what is asked of every rule.
+        target: what is asked of every rule, but for the drop of the tasks in ``accuracies``.
+        accuracies: that these tasks shall keep, as shares.
     """
 
     folder: Path
@@ -39,6 +42,7 @@ class Plan:
     splits: tuple[Split, ...]
     data: EvaluationSet
     target: Target
+    accuracies: Mapping[str, float]
 
     @property
     def not_fitted(self) -> tuple[str, ...]:
@@ -62,11 +66,49 @@ def check_target(measure: str, drop_points: float, confidence: float) -> Target:
     return Target(measure, drop_points / 100, confidence)
 
 
-def plan(folder: Path, source: Path, target: Target) -> Plan:
-    """Reads everything and refuses what cannot be fitted, before the run.
+def check_accuracies(texts: Sequence[str]) -> dict[str, float]:
+    """The accuracies that tasks shall keep, as shares, from ``TASK=PERCENT``.
+
+    Decimals become the nearest share, as counted accuracies do: 99.9 is 999 of 1000, not a little more.
 
     Raises:
-        UserError: the bundle has no exits, or the data cannot judge them.
+        UserError: one that is no such pair, no percent, or of a task that has one already.
+    """
+    found: dict[str, float] = {}
+    for text in texts:
+        task, equals, number = text.rpartition("=")
+        if not (task and equals and number):
+            raise UserError(f'the accuracy "{text}" is not TASK=PERCENT', ["--accuracy defect=88"])
+        if task in found:
+            raise UserError(f'a second accuracy for task {task}: "{text}"', ["one --accuracy per task"])
+        found[task] = _share(task, number)
+    return found
+
+
+def _share(task: str, percent: str) -> float:
+    try:
+        value = Decimal(percent)
+    except InvalidOperation:
+        value = Decimal("nan")
+    if value.is_nan() or not 1 <= value <= 100:
+        raise UserError(
+            f'the accuracy "{percent}" of task {task} is no percent from 1 to 100',
+            [f"--accuracy {task}=88, not 0.88"],
+        )
+    return float(value / 100)
+
+
+def plan(folder: Path, source: Path, target: Target, accuracies: Mapping[str, float]) -> Plan:
+    """Reads everything and refuses what cannot be fitted, before the run.
+
+    Args:
+        folder: the bundle.
+        source: held-out images.
+        target: what is asked of every rule.
+        accuracies: that tasks shall keep, instead of the target's drop.
+
+    Raises:
+        UserError: the bundle has no exits, the data cannot judge them, or an accuracy is asked of what has no exit.
     """
     bundle = load_bundle(folder)
     splits = tuple(split for split in bundle.splits if split.exits)
@@ -81,6 +123,8 @@ def plan(folder: Path, source: Path, target: Target) -> Plan:
     data = evaluation_set(folder, bundle, _labelled(source, bundle))
     _check_disjoint(folder, data.samples)
     tasks = {one.task for split in splits for one in bundle.exits_of(split)}
+    for task in accuracies:
+        _check_kept(task, bundle, tasks, data.truth)
     able = [task for task in tasks if task in data.truth]
     if not able:
         raise UserError(
@@ -96,7 +140,31 @@ def plan(folder: Path, source: Path, target: Target) -> Plan:
     kinds = {task: data.kinds[task] for task in able}
     truth = {task: data.truth[task] for task in able}
     check_labels(truth, rules(Gate(), tuple(task.name for task in bundle.tasks), kinds), bundle.tasks)
-    return Plan(folder, bundle, splits, data, target)
+    return Plan(folder, bundle, splits, data, target, accuracies)
+
+
+def _check_kept(task: str, bundle: Bundle, with_exits: Collection[str], labelled: Collection[str]) -> None:
+    """Refuses a task whose accuracy cannot be kept, since no exit answers it or nothing says what is right."""
+    known = [one.name for one in bundle.tasks]
+    if task not in known:
+        near = difflib.get_close_matches(task, known, n=1)
+        raise UserError(
+            f'an accuracy is asked of task "{task}", which the model does not have',
+            [f'"{near[0]}" is the nearest' if near else f"its tasks: {', '.join(known)}"],
+        )
+    if task not in with_exits:
+        raise UserError(
+            f'an accuracy is asked of task "{task}", which no split of the bundle has an exit for',
+            [
+                f"tasks with exits: {', '.join(sorted(with_exits))}",
+                f"splitboard exits MODEL --task {task} --at SPLIT --data TRAIN.npz -o MODEL2, then build from that",
+            ],
+        )
+    if task not in labelled:
+        raise UserError(
+            f'an accuracy is asked of task "{task}", which the data does not label',
+            [f"store labels.{task} in the .npz"],
+        )
 
 
 def _labelled(source: Path, bundle: Bundle) -> Samples:
@@ -129,11 +197,14 @@ def fit_thresholds(made: Plan, target: Path, progress: Progress) -> ThresholdsOu
         progress: told about every step.
 
     Raises:
-        UserError: the edge file is not what the manifest says, or there is no interpreter for it.
+        UserError: the edge file is not what the manifest says, there is no interpreter for it, or no split has the
+            accuracy by itself that a task shall keep; then nothing is written.
     """
     samples = made.data.samples
     outputs = deployed_outputs(made.folder, made.bundle, made.splits, samples.images, progress)
     found = tuple(rule for split in made.splits for rule in _rules(made, split, outputs[split.id]))
+    for task, accuracy in made.accuracies.items():
+        _check_reach(task, accuracy, [rule for rule in found if rule.task == task])
     sha256 = bundle_sha256(made.folder)
     write_exit_rules(target, ExitRules(SCHEMA_VERSION, sha256, samples.sha256, found))
     return ThresholdsOutput(
@@ -150,27 +221,44 @@ def fit_thresholds(made: Plan, target: Path, progress: Progress) -> ThresholdsOu
 def _rules(made: Plan, split: Split, outputs: Outputs) -> list[ExitRule]:
     exits = [one for one in made.bundle.exits_of(split) if one.task in made.data.truth]
     of_task = [one.task for one in exits]
-    return [
-        fit_rule(
-            split.id,
-            one.output,
-            one.task,
-            Answers(outputs[one.output], outputs[one.task], made.data.truth[one.task]),
-            made.target,
-            of_task.count(one.task),
-        )
-        for one in exits
-    ]
+    found = []
+    for one in exits:
+        answers = Answers(outputs[one.output], outputs[one.task], made.data.truth[one.task])
+        kept = made.accuracies.get(one.task)
+        target = made.target if kept is None else keeping(kept, answers, made.target)
+        found.append(fit_rule(split.id, one.output, one.task, answers, target, of_task.count(one.task)))
+    return found
+
+
+def _check_reach(task: str, accuracy: float, rules: Sequence[ExitRule]) -> None:
+    """Refuses an accuracy that no split has by itself; ``rules`` are all of the task."""
+    if not all(rule.is_out_of_reach for rule in rules):
+        return
+    shares = {
+        one.split: f"{100 * one.accuracy:.2f} % ({round(one.accuracy * one.n_samples)} of {one.n_samples})"
+        for one in rules
+    }
+    best = max(rule.accuracy for rule in rules)
+    raise UserError(
+        f'task "{task}" cannot keep an accuracy of "{100 * accuracy:g} %": by itself '
+        + ", ".join(f"{split} has {share}" for split, share in shares.items()),
+        [
+            f"an --accuracy below {100 * best:.2f}: what lies between may be lost",
+            "build with a later split: each has an accuracy of its own",
+            f"leave {task} to --drop, which counts from what the split has",
+        ],
+    )
 
 
 def conclude(made: ThresholdsOutput) -> None:
     """Ends the command as its result demands.
 
     Raises:
-        Inconclusive: there are too few images for any rule.
+        Inconclusive: there are too few images for any rule of a split that has the target accuracy by itself.
     """
-    if all(rule.reason is not None and rule.reason.startswith(INCONCLUSIVE) for rule in made.rules):
+    within = [rule for rule in made.rules if not rule.is_out_of_reach]
+    if all(rule.reason is not None and rule.reason.startswith(INCONCLUSIVE) for rule in within):
         raise Inconclusive(
-            f'"{made.images}" held-out images are too few for any exit: {made.rules[0].reason}',
-            ["give more images", "allow a larger --drop"],
+            f'"{made.images}" held-out images are too few for any exit: {within[0].reason}',
+            ["give more images", "allow a larger --drop, or ask a lower --accuracy"],
         )

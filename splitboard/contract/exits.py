@@ -37,7 +37,8 @@ class ExitRule:
             probabilities, in nats, below it.
         threshold: ``None`` where none meets the target: the exit never answers.
         reason: why there is none; ``None`` where there is one.
-        target_drop: the most accuracy that the combined answer may lose against the split's own.
+        target_drop: the most accuracy that the combined answer may lose against the split's own; 0 where that alone is
+            below ``target_accuracy``.
         confidence: that the true drop is no larger.
         n_samples: labelled held-out images.
         exit_rate: share of them that the exit answers.
@@ -46,6 +47,8 @@ class ExitRule:
         accuracy_exited: of the exit on what it answers; ``None`` where that is nothing.
         accuracy_combined: of the combined answer.
         drop_upper: with the confidence above, the true drop of the combined answer is below it.
+        target_accuracy: that the drop leaves of the split's own on these images; ``None`` where the drop was given, and
+            in files from before there was one.
     """
 
     split: str
@@ -63,6 +66,12 @@ class ExitRule:
     accuracy_exited: Optional[float]
     accuracy_combined: float
     drop_upper: float
+    target_accuracy: Optional[float] = None
+
+    @property
+    def is_out_of_reach(self) -> bool:
+        """Whether the split misses the target accuracy by itself: then there is nothing that an exit may lose."""
+        return self.target_accuracy is not None and self.accuracy < self.target_accuracy
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from splitboard.report.outputs import FittedExit
 
 NOTE = (
     "without: accuracy of the whole split; combined: of the exit where it is sure, else of the split; drop at most: "
-    "upper confidence limit of what is lost, in points"
+    "upper confidence limit of what is lost, in points; target: the most that this may be, or the accuracy that is kept"
 )
 
 
@@ -36,7 +36,7 @@ def print_exits(console: Console, exits: Sequence[FittedExit]) -> None:
 
 def print_rules(console: Console, rules: Sequence[ExitRule]) -> None:
     """Prints one row per exit of a split."""
-    right = ("n", "threshold", "exit rate", "without", "exit alone", "exited", "combined", "drop at most")
+    right = ("n", "threshold", "exit rate", "without", "exit alone", "exited", "combined", "drop at most", "target")
     table = _table("split", "exit", "task", right=right)
     for rule in rules:
         table.add_row(rule.split, rule.output, rule.task, *_cells(rule))
@@ -60,6 +60,7 @@ def _cells(rule: ExitRule) -> tuple[str, ...]:
         "" if rule.accuracy_exited is None else _percent(rule.accuracy_exited),
         _percent(rule.accuracy_combined),
         "" if never else f"{100 * rule.drop_upper:.2f}",
+        f"{100 * rule.target_drop:g}" if rule.target_accuracy is None else f"{100 * rule.target_accuracy:g} %",
     )
 
 

@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from calib.exits.fitting import FOLDS, INVERSE_PENALTIES, features, fit
 from calib.exits.heads import Head, with_heads
-from calib.exits.thresholds import Answers, Target, candidates, fit_rule, needed_images
+from calib.exits.thresholds import Answers, Target, candidates, fit_rule, keeping, needed_images
 from calib.gate.statistics import paired_limits
 from export.graph import Graph
 from export.model import Model, load_model
@@ -256,6 +256,69 @@ def test_a_target_that_cannot_be_met_never_exits() -> None:
     assert rule.reason == "already its surest answers may lose more than is allowed"
     assert (rule.accuracy, rule.accuracy_exit, rule.accuracy_exited) == (1, 0, None)
     assert not any(sure(row[None], rule) for row in wrong)
+
+
+@pytest.mark.parametrize("measure", ["max_softmax", "entropy"])
+@pytest.mark.parametrize("below", [0.012, 0.04])
+def test_a_kept_accuracy_is_that_of_a_brute_force_search(measure: str, below: float) -> None:
+    for seed in range(3):
+        found = answers(600, seed=seed)
+        own = float((found.final.argmax(axis=1) == found.truth).mean())
+        kept = own - below
+        rule = fit_rule("s01", "early", "kind", found, keeping(kept, found, Target(measure, 0.5, 0.95)), 2)
+        passing = []
+        for threshold in candidates(measure, 3):
+            early, lost, gained = by_hand(found, Target(measure, 0.5, 0.95), threshold)
+            if own - paired_limits(lost, gained, 600, 0.975).upper < kept:
+                break
+            passing.append((float(early.mean()), threshold))
+        rate, threshold = max(passing)
+        assert rate > 0
+        assert (rule.exit_rate, rule.threshold) == (pytest.approx(rate), pytest.approx(threshold))
+        assert (rule.accuracy, rule.target_drop) == (pytest.approx(own), pytest.approx(below))
+        assert rule.target_accuracy == kept
+        assert own - rule.drop_upper >= kept
+        early, lost, gained = by_hand(found, Target(measure, 0.5, 0.95), threshold)
+        assert rule.accuracy_combined == pytest.approx(own - (lost - gained) / 600)
+
+
+def test_a_split_that_misses_the_accuracy_gets_no_threshold_however_good_its_exit() -> None:
+    truth = np.arange(500) % 2
+    right = np.eye(2, dtype=np.float32)[truth] * 9
+    final = right.copy()
+    final[:100] *= -1
+    found = Answers(right, final, truth)
+    missed = fit_rule("s", "e", "t", found, keeping(0.81, found, Target("entropy", 0.5, 0.95)), 1)
+    assert missed.is_out_of_reach
+    assert (missed.threshold, missed.exit_rate, missed.accuracy, missed.target_drop) == (None, 0, 0.8, 0)
+    assert missed.reason == "out of reach: the split itself is below 81 %"
+    just = fit_rule("s", "e", "t", found, keeping(0.8, found, Target("entropy", 0.5, 0.95)), 1)
+    assert not just.is_out_of_reach
+    assert (just.threshold, just.target_drop) == (None, 0)
+    assert just.reason == "inconclusive: nothing may be lost, which no number of images shows"
+    met = fit_rule("s", "e", "t", found, keeping(0.79, found, Target("entropy", 0.5, 0.95)), 1)
+    assert (met.reason, met.exit_rate, met.accuracy_combined) == (None, 1, 1)
+
+
+def test_no_more_is_lost_than_a_kept_accuracy_leaves() -> None:
+    """What may be lost comes from the same images as the rule, and is still exceeded by one set in twenty at most."""
+    everything = answers(200_000, classes=2, seed=98, skill=1.0)
+    wrong = np.random.default_rng(7).random(200_000) < 0.1
+    everything.final[wrong] *= -1  # a split that is itself in doubt
+    p = softmax(everything.scores.astype(np.float64), axis=1).max(axis=1)
+    drop = everything.final_right.astype(int) - everything.exit_right.astype(int)
+    kept = float(everything.final_right.mean()) - 0.03
+    random, broken, fitted, sets = np.random.default_rng(12), 0, 0, 120
+    for _ in range(sets):
+        rows = random.choice(len(p), 500, replace=False)
+        some = Answers(everything.scores[rows], everything.final[rows], everything.truth[rows])
+        target = keeping(kept, some, Target("max_softmax", 0.5, 0.95))
+        rule = fit_rule("s", "e", "t", some, target, 1)
+        if rule.threshold is not None:
+            fitted += 1
+            broken += float(drop[p > rule.threshold].sum() / len(p)) > target.drop
+    assert fitted > sets / 2
+    assert broken <= 13  # binomial, as below
 
 
 def test_the_target_holds_beyond_the_held_out_images() -> None:

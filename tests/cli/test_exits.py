@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
 import shutil
@@ -14,13 +16,16 @@ import pytest
 import torch
 from ai_edge_litert.interpreter import Interpreter
 from safetensors.torch import save_file
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 
 from calib.gate.deployed import deployed_outputs
 from export.model import load_model
 from export.reference import reference_session
 from export.splits import list_splits
 from splitboard.cli.main import run
-from splitboard.contract.bundle import bundle_sha256, load_bundle
+from splitboard.cli.thresholds import check_accuracies
+from splitboard.contract.bundle import bundle_sha256, file_sha256, load_bundle
 from splitboard.contract.errors import UserError
 from splitboard.contract.exits import read_exit_rules
 from splitboard.contract.preprocess import edge_image, normalise, prepare
@@ -199,6 +204,127 @@ def test_too_few_images_are_inconclusive(
     assert "never" in text
     rules = read_exit_rules(out, load_bundle(exit_bundle), bundle_sha256(exit_bundle)).rules
     assert {rule.threshold for rule in rules} == {None}
+
+
+@pytest.fixture(scope="module")
+def uneven_bundle(exit_bundle: Path, exit_samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose split ``s02`` ends in a head of task shape that was fitted, and ``s05`` in one that was not."""
+    folder = tmp_path_factory.mktemp("uneven") / "bundle"
+    shutil.copytree(exit_bundle, folder)
+    bundle, held = load_bundle(folder), load_samples(exit_samples / "held.npz", 1)
+    split = bundle.splits[1]
+    path, (wire,) = folder / str(split.server), split.tensors
+    server = onnx.load(path)
+    (head,) = (node for node in server.graph.node if "shape" in node.output)
+    server.graph.output.append(onnx.helper.make_empty_tensor_value_info(head.input[0]))
+    session = reference_session(server)
+    del server.graph.output[-1]
+    runner = Interpreter(model_path=str(folder / bundle.edge_files[0])).get_signature_runner(split.edge_signature)
+    inputs = edge_image(prepare(held.images, bundle.preprocessing), bundle.input_table())
+    sent = [runner(image=image[None])[wire.name].copy() for image in inputs]
+    values = np.concatenate([session.run([head.input[0]], {wire.name: one})[0] for one in sent]).astype(np.float64)
+    scaler = StandardScaler().fit(values)
+    model = LogisticRegression(max_iter=10_000).fit(scaler.transform(values), held.labels["shape"])
+    weight = np.concatenate([-model.coef_, model.coef_]) / scaler.scale_
+    bias = np.concatenate([-model.intercept_, model.intercept_]) - weight @ scaler.mean_
+    for tensor in server.graph.initializer:
+        fitted = {head.input[1]: weight, head.input[2]: bias}.get(tensor.name)
+        if fitted is not None:
+            assert tuple(tensor.dims) == fitted.shape
+            tensor.CopyFrom(onnx.numpy_helper.from_array(fitted.astype(np.float32), tensor.name))
+    onnx.save(server, path)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (entry,) = (one for one in manifest["artifacts"] if one["path"] == split.server)
+    entry.update(sha256=file_sha256(path), size_bytes=path.stat().st_size)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def own(uneven_bundle: Path, exit_samples: Path) -> dict[str, int]:
+    """How many of the held-out images the splits' own halves get right in task shape."""
+    bundle, held = load_bundle(uneven_bundle), load_samples(exit_samples / "held.npz", 1)
+    inputs = edge_image(prepare(held.images, bundle.preprocessing), bundle.input_table())
+    interpreter = Interpreter(model_path=str(uneven_bundle / bundle.edge_files[0]))
+    found = {}
+    for split in bundle.splits[1:3]:
+        runner = interpreter.get_signature_runner(split.edge_signature)
+        server = reference_session(onnx.load(uneven_bundle / str(split.server)))
+        (wire,) = split.tensors
+        answers = [server.run(["shape"], {wire.name: runner(image=image[None])[wire.name]})[0] for image in inputs]
+        found[split.id] = int((np.concatenate(answers).argmax(axis=1) == held.labels["shape"]).sum())
+    assert found["s02"] > 0.85 * len(held) > 0.6 * len(held) > found["s05"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def kept(
+    uneven_bundle: Path, exit_samples: Path, own: dict[str, int], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    """The rules that keep 80 % in task shape, where one of two splits has as much, and what the command says."""
+    out, said = tmp_path_factory.mktemp("kept") / "exits.json", io.StringIO()
+    options = ["--data", str(exit_samples / "held.npz"), "--drop", "7", "--accuracy", "shape=80", "-o", str(out)]
+    with contextlib.redirect_stdout(said):
+        assert run(["thresholds", str(uneven_bundle), *options]) == 0
+    return out, said.getvalue()
+
+
+def test_an_accuracy_is_kept_where_the_split_has_it_and_other_tasks_keep_the_drop(
+    uneven_bundle: Path, own: dict[str, int], kept: tuple[Path, str]
+) -> None:
+    rules = read_exit_rules(kept[0], load_bundle(uneven_bundle), bundle_sha256(uneven_bundle))
+    of_shape = [rule for rule in rules.rules if rule.task == "shape"]
+    assert [rule.split for rule in of_shape] == ["s02", "s05", "s05"]
+    for rule in of_shape:
+        assert rule.target_accuracy == 0.8
+        assert rule.accuracy == pytest.approx(own[rule.split] / 360)
+        assert rule.target_drop == pytest.approx(max(0, own[rule.split] / 360 - 0.8))
+    reached, *missed = of_shape
+    assert reached.threshold is not None
+    assert reached.exit_rate > 0
+    assert reached.accuracy - reached.drop_upper >= 0.8
+    for rule in missed:
+        assert (rule.threshold, rule.exit_rate) == (None, 0)
+        assert rule.reason == "out of reach: the split itself is below 80 %"
+    assert {(r.target_accuracy, r.target_drop) for r in rules.rules if r.task == "colour"} == {(None, 0.07)}
+    assert rules.best("s05", "shape") is None
+
+
+def test_the_table_says_the_target(kept: tuple[Path, str]) -> None:
+    lines = kept[1].splitlines()
+    ends = {tuple(line.split()[:2]): line.split("  ")[-1].strip() for line in lines if "_exit_" in line[:30]}
+    assert ends["s02", "shape_exit_stem"] == "80 %"
+    assert ends["s02", "colour_exit_stem"] == "7"
+    assert "never exits: shape_exit_stem at s05: out of reach: the split itself is below 80 %" in lines
+
+
+def test_rules_from_before_there_were_accuracies_are_read(
+    uneven_bundle: Path, kept: tuple[Path, str], tmp_path: Path
+) -> None:
+    old = json.loads(kept[0].read_text())
+    assert [rule.pop("target_accuracy") for rule in old["rules"]] == [0.8, None, 0.8, None, 0.8, None]
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    rules = read_exit_rules(tmp_path / "old.json", load_bundle(uneven_bundle), bundle_sha256(uneven_bundle))
+    assert [rule.target_accuracy for rule in rules.rules] == [None] * 6
+
+
+def test_an_accuracy_that_no_split_has_is_refused(
+    uneven_bundle: Path, exit_samples: Path, own: dict[str, int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "exits.json"
+    options = ["--data", str(exit_samples / "held.npz"), "--accuracy", "shape=99.9", "-o", str(out)]
+    assert run(["thresholds", str(uneven_bundle), *options]) == 3
+    (line,) = (one for one in capfd.readouterr().err.splitlines() if one.startswith("error"))
+    assert line == 'error: task "shape" cannot keep an accuracy of "99.9 %": by itself ' + ", ".join(
+        f"{split} has {100 * right / 360:.2f} % ({right} of 360)" for split, right in own.items()
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_percents_are_the_shares_that_counting_gives() -> None:
+    for right in range(10, 1001):
+        assert check_accuracies([f"kind={right // 10}.{right % 10}"]) == {"kind": right / 1000}
+    assert check_accuracies(["a=b=88", "c=9e1"]) == {"a=b": 0.88, "c": 0.9}
 
 
 @pytest.mark.parametrize(("name", "said"), [("train", "exit_samples.txt"), ("calib", "calibration/samples.txt")])
