@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from splitboard.cli.train import evaluate, load_shipped
+from splitboard.cli.train import evaluate, load_trained
 from splitboard.contract.bundle import file_sha256
 from splitboard.report.outputs import TrainedTask
 from splitboard.zoo import elpv
+from splitboard.zoo.data import elpv as cells
 
 ZOO = Path(elpv.__file__).parent
 CHECKPOINT = ZOO / "elpv_lite0.safetensors"
@@ -84,9 +85,9 @@ def compare(accuracy: float, n_images: int) -> str:
 
 def main() -> None:
     """Writes the card."""
-    data, model, recipe = elpv.load(), load_shipped(CHECKPOINT), elpv.RECIPE
-    results = evaluate(model, data.test)
-    parts = {"train": data.train, "calibration": data.calibration, "test": data.test}
+    data, model, recipe = cells.load(), load_trained(CHECKPOINT, elpv.lite0()), elpv.RECIPE
+    results = evaluate(model, data.test, elpv.PREPROCESSING, data.classes)
+    parts = {"train": data.train, "calibration": data.validation, "test": data.test}
     card = CARD.format(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         megabytes=CHECKPOINT.stat().st_size / 1e6,

@@ -11,6 +11,7 @@ from splitboard.cli.exit_commands import exits, thresholds
 from splitboard.cli.int8_commands import build, check, diagnose, finetune
 from splitboard.cli.options import Json, ModelFolder, Out
 from splitboard.cli.server_commands import serve
+from splitboard.cli.train_commands import train
 from splitboard.cli.triton import triton
 from splitboard.contract.errors import GateFailed, UserError
 
@@ -249,39 +250,6 @@ def edge(
         typer.echo(result_json(EdgeOutput(str(path), path.stat().st_size, file_sha256(path))))
     else:
         typer.echo(f"Edge runtime: {path}, {path.stat().st_size / 1e6:.2f} MB")
-
-
-def train(
-    name: Annotated[str, typer.Argument(help="Reference model: elpv.", show_default=False)],
-    backbone: Annotated[
-        str, typer.Option(help="efficientnet-lite0 (the demo's), mobilenet-v3-small or resnet18.")
-    ] = "efficientnet-lite0",
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Where to write; default: named after the network.")
-    ] = None,
-    json: Json = False,
-) -> None:
-    """Trains a reference model of the zoo with a fixed seed and prints accuracy per task on the held-out part.
-
-    Beside the checkpoint it writes the model spec that splitboard export needs. Takes half an hour or more.
-
-    Examples:
-      splitboard train elpv -o elpv_lite0.safetensors
-
-      splitboard train elpv --backbone resnet18
-    """
-    from splitboard.cli.tables import print_trained
-    from splitboard.cli.train import train_elpv
-    from splitboard.report.results import result_json
-
-    if name != "elpv":
-        raise UserError(f'unknown reference model "{name}"', ["splitboard train elpv"])
-    made = train_elpv(backbone, out)
-    if json:
-        typer.echo(result_json(made))
-    else:
-        print_trained(made)
-        typer.echo(f"Next: {made.export}")
 
 
 def register(app: typer.Typer) -> None:

@@ -107,8 +107,8 @@ def print_kinds(kinds: Sequence[BoardKind]) -> None:
 
 
 def print_trained(made: TrainOutput) -> None:
-    """Prints what a training reached on the held-out part."""
-    table = _table("task", "accuracy", "balanced", "recall per class", right=("accuracy", "balanced"))
+    """Prints what a training reached on the held-out part, for every output."""
+    table = _table("output", "accuracy", "balanced", "recall per class", right=("accuracy", "balanced"))
     for task, result in made.tasks.items():
         recall = ", ".join(f"{name} {100 * value:.1f} % (n={result.n[name]})" for name, value in result.recall.items())
         table.add_row(task, f"{100 * result.accuracy:.2f} %", f"{100 * result.balanced_accuracy:.2f} %", recall)
@@ -134,4 +134,10 @@ def quantisation_lines(made: BuildOutput) -> list[str]:
     lines = [chosen]
     if found.corrected:
         lines.append(f"biases: the mean error of rounded weights was taken out of {found.corrected} layers")
+    if made.packed:
+        split, most = max(made.packed.items(), key=lambda item: item[1].dense_bytes)
+        lines.append(
+            f"packed: {most.weights} sparse weights of server half {split} take {most.packed_bytes / 1e6:.2f} MB in "
+            f"place of {most.dense_bytes / 1e6:.2f} MB; they run as dense ones, no faster"
+        )
     return [*lines, f"{len(made.splits)} splits: {', '.join(made.splits)}; edge half {found.precision}, {size}"]

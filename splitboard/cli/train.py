@@ -1,125 +1,268 @@
-"""Trains a reference network of the zoo and evaluates it as it is written."""
+"""Trains a network of the zoo, writes it so that it exports, and evaluates it as it is written."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import shlex
+import signal
+import sys
 import time
-from collections.abc import Callable
-from importlib.resources import files
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from sklearn.metrics import balanced_accuracy_score, recall_score
 from torch import Tensor
 
 from splitboard.cli.console import steps
+from splitboard.cli.train_files import FACTORY_BEGINNING, SPEC_BEGINNING, factory_text, spec_text
+from splitboard.cli.train_options import Training, TrainRequest, network_name, training
 from splitboard.contract.bundle import file_sha256
 from splitboard.contract.errors import UserError
-from splitboard.contract.folder import check_file
-from splitboard.contract.preprocess import Preprocessing, normalise, prepare
+from splitboard.contract.folder import check_file, write_whole
+from splitboard.contract.preprocess import Preprocessing
 from splitboard.report.outputs import TrainedTask, TrainOutput
-from splitboard.zoo import elpv
+from splitboard.zoo import backbones, elpv, networks
+from splitboard.zoo.data.dataset import Part
 from splitboard.zoo.multitask import MultiTaskNet
-from splitboard.zoo.training import predict, train
+from splitboard.zoo.training import Checkpoints, fit, predict
+from splitboard.zoo.training.loop import Log
 
-SPEC_BEGINNING = "# Model spec"
-"""Of every model spec that the zoo ships."""
+CHECKPOINT_STEPS = 100
+"""How often the state of a training is kept. An interruption by Ctrl-C is kept in any case."""
 
 
-def train_elpv(backbone: str, target: Path | None = None) -> TrainOutput:
-    """Trains a network on ELPV and writes a float16 state dict, and beside it the model spec that an export needs.
+def train_network(
+    request: TrainRequest, target: Path | None = None, resume: bool = False, log: Path | None = None
+) -> TrainOutput:
+    """Trains a network and writes a float16 state dict, and beside it the model spec and the factory for its export.
 
     Args:
-        backbone: key of `elpv.REFERENCES`.
-        target: the ``.safetensors`` file to write; ``None`` names it after the network's factory.
+        request: the options.
+        target: the ``.safetensors`` file to write; ``None`` names it after data set and backbone.
+        resume: go on with the training that was interrupted.
+        log: folder for TensorBoard; ``None`` for none.
 
     Raises:
-        UserError: there is no such backbone, the target has another suffix, or another file is where the spec goes.
+        UserError: an option is wrong, the data are, or something that is not ours is where a file goes.
     """
-    if backbone not in elpv.REFERENCES:
-        raise UserError(
-            f'no reference network has the backbone "{backbone}"', [f"--backbone {n}" for n in elpv.REFERENCES]
-        )
-    reference = elpv.REFERENCES[backbone]
-    target = target or Path(f"elpv_{reference.make.__name__}.safetensors")
+    target = target or Path(f"{network_name(request)}.safetensors")
+    check_target(target)
+    kept = target.with_suffix(".checkpoint")
+    if resume and not kept.is_file():
+        raise UserError(f'there is no checkpoint "{kept}" to resume', ["leave --resume out", "the same -o as before"])
+    if not resume and kept.exists():
+        raise UserError(f'"{kept}" is of a training that was interrupted', ["--resume", f"remove {kept} to start anew"])
+    if log is not None:
+        _check_log(log)
+    return train_and_write(training(request), target, kept, log)
+
+
+def check_target(target: Path) -> None:
+    """Refuses names that cannot be written to, or that Python cannot import beside them.
+
+    Raises:
+        UserError: with what is wrong.
+    """
     if target.suffix != ".safetensors":
         raise UserError(f'cannot write a checkpoint to "{target}"', ["give a name that ends in .safetensors"])
     check_file(target.with_suffix(".toml"), SPEC_BEGINNING)
-    return train_reference(reference, elpv.load(), target)
+    check_file(target.with_suffix(".py"), FACTORY_BEGINNING)
+    name, file = target.stem, target.with_suffix(".py")
+    found = importlib.util.find_spec(name) if name.isidentifier() and name not in sys.modules else None
+    taken = name in sys.modules or (found is not None and Path(found.origin or "").resolve() != file.resolve())
+    if not name.isidentifier() or taken:
+        reason = "is another module's name" if taken else "is no name of a Python module"
+        raise UserError(
+            f'"{name}" {reason}, and "{file}" will be one', ["letters, digits and _: -o my_net.safetensors"]
+        )
 
 
-def train_reference(reference: elpv.Reference, data: elpv.Elpv, target: Path) -> TrainOutput:
-    """Trains on one part, writes checkpoint and model spec, and evaluates what was written on another part."""
+def train_and_write(asked: Training, target: Path, kept: Path, log: Path | None = None) -> TrainOutput:
+    """Trains on one part, writes weights, spec and factory, and evaluates what was written on another part.
+
+    Args:
+        asked: what to train.
+        target: the ``.safetensors`` file.
+        kept: where the state is kept meanwhile, and where it goes on from.
+        log: folder for TensorBoard; ``None`` for none.
+    """
     started = time.monotonic()
-    model = _trained(reference, data.train)
+    model = _trained(asked, kept, log)
     seconds = time.monotonic() - started
-    target.parent.mkdir(parents=True, exist_ok=True)
+    deployed = asked.recipe.preprocessing(asked.data.source_channels)
+    spec, factory = target.with_suffix(".toml"), target.with_suffix(".py")
+    write_whole(spec, spec_text(deployed, asked.classes, model.outputs))
+    write_whole(factory, factory_text(asked.network))
     _write(model, target)
-    spec, deployed = target.with_suffix(".toml"), reference.preprocessing
-    spec.write_bytes((files("splitboard.zoo") / reference.spec).read_bytes())
+    kept.unlink(missing_ok=True)
+    path = "" if target.parent == Path() else f"--path {shlex.quote(str(target.parent))} "
+    quoted = {one: shlex.quote(str(one)) for one in (target, spec, target.with_suffix(".model"))}
     return TrainOutput(
         checkpoint=str(target),
         checkpoint_sha256=file_sha256(target),
         checkpoint_bytes=target.stat().st_size,
+        spec=str(spec),
+        factory=str(factory),
+        network=repr(asked.network),
+        recipe=repr(asked.recipe),
         seconds=seconds,
-        parts={"train": data.train.sha256, "calibration": data.calibration.sha256, "test": data.test.sha256},
-        tasks=evaluate(load_shipped(target, reference.make), data.test, deployed),
+        parts={name: getattr(asked.data, name).sha256 for name in ("train", "validation", "test")},
+        tasks=evaluate(load_trained(target, networks.make(asked.network)), asked.data.test, deployed, asked.classes),
         export=(
-            f"splitboard export {target} --model splitboard.zoo.elpv:{reference.make.__name__} --spec {spec} "
-            f"--input 1x{deployed.channels}x{deployed.height}x{deployed.width} -o {target.with_suffix('.model')}"
+            f"splitboard export {quoted[target]} --model {target.stem}:make {path}--spec {quoted[spec]} "
+            f"--input 1x{deployed.channels}x{deployed.height}x{deployed.width} "
+            f"-o {quoted[target.with_suffix('.model')]}"
         ),
     )
 
 
-def _trained(reference: elpv.Reference, part: elpv.Part) -> MultiTaskNet:
+def _trained(asked: Training, kept: Path, log: Path | None) -> MultiTaskNet:
     """The network with its averaged weights. The seed is set before the network is made: it has random weights."""
-    torch.manual_seed(reference.recipe.seed)
-    model = reference.make()
-    if reference.begin is not None:
-        reference.begin(model)
-    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (elpv.PREPROCESSING.mean, elpv.PREPROCESSING.std))
+    torch.manual_seed(asked.recipe.seed)
+    model = networks.make(asked.network)
+    begun = _begin(model, asked)
+    keep = Checkpoints(kept, CHECKPOINT_STEPS, {"the network": repr(asked.network), "the first weights": begun})
+    done = [0, 0]
+    try:
+        with _interruptible() as check, _scalars(log) as scalars, steps("splitboard train") as show:
 
-    def to_input(pixels: Tensor) -> Tensor:
-        return (pixels - mean) / std
+            def on_step(now: int, total: int, loss: float) -> None:
+                done[:] = now, total
+                show(f"train loss {loss:.3f}", now, total)
+                check()
 
-    with steps("splitboard train") as show:
-        train(
-            model,
-            part.images,
-            elpv.soft_targets(part),
-            to_input,
-            reference.recipe,
-            lambda done, total, loss: show(f"train loss {loss:.3f}", done, total),
-        )
+            fit(model, asked.data, asked.recipe, on_step, keep, scalars)
+    except KeyboardInterrupt:
+        if kept.is_file():
+            sys.stderr.write(
+                f'Stopped after {done[0]} of {done[1]} steps, kept in "{kept}".\nTry: the same command with --resume\n'
+            )
+        raise
     return model
 
 
+def _begin(model: MultiTaskNet, asked: Training) -> str:
+    """Fills the backbone with published weights where there are some; returns what they were."""
+    if asked.weights is not None:
+        backbones.load_weights(model.backbone, _load(asked.weights), str(asked.weights))
+        return file_sha256(asked.weights)
+    sparse = asked.network.sparsity is not None and asked.network.sparsity.backbone != 1
+    if asked.data.name == "elpv" and asked.network.backbone == "efficientnet-lite0" and not sparse:
+        elpv.load_imagenet(model)
+        return "ImageNet"
+    return "random"
+
+
+def _load(weights: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(weights)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f'"{weights}" is not a readable .safetensors file: {error}', ["--weights FILE"]) from error
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], None]]:
+    """Ctrl-C waits for the end of a step, when the state can be kept; the second one does not.
+
+    Yields:
+        A function to call after every step; it raises KeyboardInterrupt if one is due.
+    """
+    due: list[int] = []
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        if due:
+            raise KeyboardInterrupt
+        due.append(number)
+
+    def check() -> None:
+        if due:
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield check
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _check_log(folder: Path) -> None:
+    """Refuses a log that cannot be written, before hours of training."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f'cannot log to "{folder}": it is a file', ["--log FOLDER"])
+    try:
+        importlib.import_module("torch.utils.tensorboard")
+    except ImportError as error:
+        raise UserError(
+            f'--log "{folder}" needs the package tensorboard', ["pip install tensorboard", "leave --log out"]
+        ) from error
+
+
+@contextmanager
+def _scalars(folder: Path | None) -> Iterator[Log | None]:
+    """What writes numbers for TensorBoard into a folder."""
+    if folder is None:
+        yield None
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer: Any = SummaryWriter(str(folder))
+    try:
+        yield writer.add_scalar
+    finally:
+        writer.close()
+
+
 def _write(model: MultiTaskNet, target: Path) -> None:
-    state = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
     beside = target.with_name(target.name + ".part")
-    save_file({name: value.contiguous() for name, value in state.items()}, beside)
-    beside.replace(target)
+    try:
+        save_file({name: _stored(value) for name, value in model.state_dict().items()}, beside)
+        beside.chmod(0o644)  # safetensors makes it private, a result is not
+        beside.replace(target)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f'cannot write "{target}": {error}', ["name another file with -o"]) from error
 
 
-def load_shipped(checkpoint: Path, make: Callable[[], MultiTaskNet] = elpv.lite0) -> MultiTaskNet:
-    """A network, the demo's if no other factory is given, with the weights of a checkpoint, float32."""
-    model = make()
+def _stored(value: Tensor) -> Tensor:
+    """In float16, or as it is where float16 has no such number or the values are whole."""
+    if not value.is_floating_point():
+        return value.contiguous()
+    half = value.half()
+    return (half if bool(half.isfinite().all()) else value).contiguous()
+
+
+def load_trained(checkpoint: Path, model: MultiTaskNet) -> MultiTaskNet:
+    """Fills a network with the weights of a checkpoint, in float32, ready to infer."""
     model.load_state_dict(load_file(checkpoint))
     return model.eval()
 
 
-def evaluate(model: MultiTaskNet, part: elpv.Part, spec: Preprocessing = elpv.PREPROCESSING) -> dict[str, TrainedTask]:
-    """Accuracy, balanced accuracy and recall per class on one part, by task."""
-    logits = predict(model, normalise(prepare(part.images, spec), spec))
-    results = {}
-    for task, names in elpv.TASKS.items():
-        truth, guess = part.labels[task], logits[task].argmax(axis=1)
-        recall = recall_score(truth, guess, average=None)
-        results[task] = TrainedTask(
-            accuracy=float(np.mean(truth == guess)),
-            balanced_accuracy=float(balanced_accuracy_score(truth, guess)),
-            recall={name: float(value) for name, value in zip(names, recall, strict=True)},
-            n={name: int(np.sum(truth == index)) for index, name in enumerate(names)},
-        )
-    return results
+def evaluate(
+    model: MultiTaskNet, part: Part, spec: Preprocessing, classes: Mapping[str, tuple[str, ...]]
+) -> dict[str, TrainedTask]:
+    """Accuracy, balanced accuracy and recall per class on one part, by output."""
+    logits = predict(model, part.images, spec)
+    return {
+        one.name: _result(part.labels[one.task], logits[one.name].argmax(axis=1), classes[one.task])
+        for one in model.outputs
+    }
+
+
+def _result(truth: NDArray[np.int64], guess: NDArray[np.int64], names: tuple[str, ...]) -> TrainedTask:
+    n = np.bincount(truth, minlength=len(names))
+    right = np.bincount(truth[truth == guess], minlength=len(names))
+    recall = {name: float(hits / count) for name, hits, count in zip(names, right, n, strict=True) if count}
+    return TrainedTask(
+        accuracy=float(np.mean(truth == guess)),
+        balanced_accuracy=float(np.mean(list(recall.values()))),
+        recall=recall,
+        n={name: int(count) for name, count in zip(names, n, strict=True)},
+    )

@@ -52,6 +52,21 @@ class SplitsOutput:
 
 
 @dataclass(frozen=True)
+class PackedHalf:
+    """Weights of a server half that are stored packed, since most of their values do not exist.
+
+    Attributes:
+        weights: how many.
+        dense_bytes: what they would take as they are computed with.
+        packed_bytes: what they take, with the places of their values.
+    """
+
+    weights: int
+    dense_bytes: int
+    packed_bytes: int
+
+
+@dataclass(frozen=True)
 class BuildOutput:
     """``splitboard build --json``.
 
@@ -67,6 +82,7 @@ class BuildOutput:
         operators: by signature, the number of each operator in the edge file.
         accelerated_partitions: by signature, the parts that this machine's accelerator takes over; 1 is all at once,
             null says that something lies outside.
+        packed: by split whose server half has some, its packed weights.
         float_error: by split and output, how far server(edge(x)) is from the whole.
         reasons: by split, why it was picked where that was done automatically.
         calibration: the images that the ranges come from.
@@ -84,6 +100,7 @@ class BuildOutput:
     weight_bytes: int | None
     operators: dict[str, dict[str, int]]
     accelerated_partitions: dict[str, int | None]
+    packed: dict[str, PackedHalf]
     float_error: dict[str, dict[str, float]]
     reasons: dict[str, str]
     calibration: Calibration
@@ -215,12 +232,12 @@ class ReportOutput:
 
 @dataclass(frozen=True)
 class TrainedTask:
-    """How well one task was learnt, on one part of the data.
+    """How well one output of a network, a task's last or an early exit, learnt its task, on one part of the data.
 
     Attributes:
         accuracy: share of images that are right.
-        balanced_accuracy: mean of the classes' recalls.
-        recall: by class name.
+        balanced_accuracy: mean of the recalls.
+        recall: by the name of each class that occurs.
         n: images by class name.
     """
 
@@ -235,18 +252,26 @@ class TrainOutput:
     """``splitboard train --json``.
 
     Attributes:
-        checkpoint: the file.
-        checkpoint_sha256: of it.
-        checkpoint_bytes: size of it.
+        checkpoint: the weights.
+        checkpoint_sha256: of them.
+        checkpoint_bytes: size of them.
+        spec: the model spec beside them.
+        factory: the Python file beside them whose ``make`` returns the network without them.
+        network: what was trained, as a Python expression.
+        recipe: how, likewise.
         seconds: that the training took.
-        parts: sha256 of the train, calibration and test part.
-        tasks: by task, on the test part, with the float16 weights as shipped.
+        parts: sha256 of the train, validation and test part.
+        tasks: by output, early exits included, on the test part, with the weights as written.
         export: the command that makes a model folder of it.
     """
 
     checkpoint: str
     checkpoint_sha256: str
     checkpoint_bytes: int
+    spec: str
+    factory: str
+    network: str
+    recipe: str
     seconds: float
     parts: dict[str, str]
     tasks: dict[str, TrainedTask]

@@ -9,27 +9,25 @@ defect task.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from splitboard.contract.preprocess import Preprocessing
 from splitboard.zoo.efficientnet_lite import EfficientNetLite0, load_published_weights
-from splitboard.zoo.mobilenet_v3 import MobileNetV3Small
 from splitboard.zoo.multitask import MultiTaskNet
-from splitboard.zoo.resnet import ResNet18
-from splitboard.zoo.training import Recipe, Stage
+from splitboard.zoo.training.recipe import CELLS, Recipe, Stage
 
 TASKS = {"defect": ("functional", "defective"), "cell_type": ("mono", "poly")}
 """Class names by task, in the order of the model's outputs."""
 
 PREPROCESSING = Preprocessing(height=224, width=224, source_channels=1, mean=(0.5,) * 3, std=(0.5,) * 3)
 
-RECIPE = Recipe(stages=(Stage(epochs=12, size=160), Stage(epochs=14, size=224)), learning_rate=1.5e-3)
+RECIPE = Recipe(
+    stages=(Stage(epochs=12, size=160), Stage(epochs=14, size=224)), learning_rate=1.5e-3, augmentation=CELLS
+)
 """How the shipped checkpoint was trained."""
 
 _DEFECTIVE = 0.5
@@ -111,21 +109,9 @@ def load() -> Elpv:
 
 def lite0() -> MultiTaskNet:
     """The demo's model, without weights: EfficientNet-Lite0 with the heads ``defect`` and ``cell_type``."""
-    return _with_heads(EfficientNetLite0(), EfficientNetLite0.channels)
-
-
-def mobilenet_v3_small() -> MultiTaskNet:
-    """MobileNetV3-small with the same heads, without weights."""
-    return _with_heads(MobileNetV3Small().features, MobileNetV3Small.channels)
-
-
-def resnet18() -> MultiTaskNet:
-    """ResNet18 with the same heads, without weights."""
-    return _with_heads(ResNet18().features, ResNet18.channels)
-
-
-def _with_heads(backbone: nn.Module, channels: int) -> MultiTaskNet:
-    return MultiTaskNet(backbone, channels, {task: len(names) for task, names in TASKS.items()})
+    return MultiTaskNet(
+        EfficientNetLite0(), EfficientNetLite0.channels, {task: len(names) for task, names in TASKS.items()}
+    )
 
 
 def load_imagenet(model: MultiTaskNet) -> None:
@@ -138,43 +124,16 @@ def load_imagenet(model: MultiTaskNet) -> None:
     load_published_weights(model.backbone, published)
 
 
-@dataclass(frozen=True)
-class Reference:
-    """One of the networks that are trained on this data: how it is made, trained and deployed.
-
-    Attributes:
-        make: the factory, without weights; ``splitboard.zoo.elpv:<its name>`` for `splitboard export`.
-        recipe: how it is trained; its last stage has the size that it is deployed at.
-        spec: name of its model spec in this package.
-        begin: puts published weights into the backbone; ``None`` trains it from random ones.
-    """
-
-    make: Callable[[], MultiTaskNet]
-    recipe: Recipe
-    spec: str
-    begin: Callable[[MultiTaskNet], None] | None = None
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """From a source image to the network's input."""
-        size = self.recipe.stages[-1].size
-        return replace(PREPROCESSING, height=size, width=size)
-
-
-REFERENCES = {
-    "efficientnet-lite0": Reference(lite0, RECIPE, "elpv.toml", load_imagenet),
-    "mobilenet-v3-small": Reference(
-        mobilenet_v3_small,
-        Recipe(stages=(Stage(epochs=44, size=160), Stage(epochs=12, size=224)), learning_rate=2e-3, threads=1),
-        "elpv.toml",
+RECIPES = {
+    "efficientnet-lite0": RECIPE,
+    "mobilenet-v3-small": replace(
+        RECIPE, stages=(Stage(epochs=44, size=160), Stage(epochs=12, size=224)), learning_rate=2e-3, threads=1
     ),
-    "resnet18": Reference(
-        resnet18,
-        Recipe(stages=(Stage(epochs=18, size=96), Stage(epochs=10, size=128)), learning_rate=1e-3, threads=1),
-        "elpv_128.toml",
+    "resnet18": replace(
+        RECIPE, stages=(Stage(epochs=18, size=96), Stage(epochs=10, size=128)), learning_rate=1e-3, threads=1
     ),
 }
-"""By the name of the backbone. The first is the demo's, and its weights are shipped."""
+"""By the name of the backbone. The first is the demo's, and its weights are shipped; it begins with ImageNet's."""
 
 
 def soft_targets(part: Part) -> dict[str, NDArray[np.float32]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import os
 import pickle
 import re
@@ -350,8 +351,6 @@ WRONG = {
     "no threads": Wrong(bench("bundle", "--threads", "0"), "0", "splitboard bench --help"),
     "reference model": Wrong(["train", "resnet"], "resnet", "elpv"),
     "suffix of a new checkpoint": Wrong(["train", "elpv", "-o", "out/elpv.bin"], "out/elpv.bin", ".safetensors"),
-    # training
-    "no such backbone": Wrong(["train", "elpv", "--backbone", "resnet50"], "resnet50", "--backbone resnet18"),
     # fine-tuning
     "fine-tune no model": Wrong(finetune(model="empty"), "empty", "splitboard export"),
     "fine-tune on no data": Wrong(finetune("nope.npz"), "nope.npz"),
@@ -634,10 +633,20 @@ def exit_desk(
     (made / "nets.safetensors").write_bytes(tiny_checkpoint.read_bytes())
     for name, exits in {"output": 'early = "shape"', "task": 'colour = "shap"', "classes": 'colour = "shape"'}.items():
         (made / f"{name}.toml").write_text(f"{SPEC.partition('[labels]')[0]}[exits]\n{exits}\n")
+    shutil.copytree(exit_bundle, made / "half")
+    manifest = json.loads((made / "half" / "manifest.json").read_text())
+    manifest["exits"] = [one for one in manifest["exits"] if one["task"] == "shape"]
+    for split in manifest["splits"]:
+        split["exits"] = [name for name in split["exits"] if name.startswith("shape")]
+    (made / "half" / "manifest.json").write_text(json.dumps(manifest))
     (made / "theirs.json").write_text("years of work\n")
     (made / "theirs").mkdir()
     (made / "theirs" / "thesis.tex").write_text("years of work\n")
     return made
+
+
+def accuracy(*values: str, data: str = "held.npz", bundle: str = "bundle") -> list[str]:
+    return thresholds(data, *(word for value in values for word in ("--accuracy", value)), bundle=bundle)
 
 
 def exits(at: str = "blocks.1", data: str = "train.npz", *more: str, model: str = "model", out: str = "m") -> list[str]:
@@ -682,6 +691,17 @@ EXITS_WRONG = {
     "a drop of everything": Wrong(thresholds("held.npz", "--drop", "100"), "100", "--drop 1.0"),
     "an unknown measure": Wrong(thresholds("held.npz", "--measure", "margin"), "margin", "--measure entropy"),
     "confidence of thresholds in percent": Wrong(thresholds("held.npz", "--confidence", "95"), "95", "0.95"),
+    "an accuracy out of reach": Wrong(accuracy("shape=97.5"), "97.5 %", "below 49.17"),
+    "an accuracy of an unknown task": Wrong(accuracy("shap=88"), "shap", '"shape" is the nearest'),
+    "an accuracy of a task without exits": Wrong(accuracy("colour=88", bundle="half"), "colour", "--task colour"),
+    "an accuracy of a task without labels": Wrong(accuracy("colour=88", data="few.npz"), "colour", "labels.colour"),
+    "two accuracies of a task": Wrong(accuracy("shape=40", "shape=45"), "shape=45", "one --accuracy per task"),
+    "an accuracy in words": Wrong(accuracy("shape=high"), "high", "shape=88"),
+    "an accuracy as a share": Wrong(accuracy("shape=0.88"), "0.88", "shape=88, not 0.88"),
+    "an accuracy beyond everything": Wrong(accuracy("shape=100.5"), "100.5", "shape=88"),
+    "an accuracy that is no number": Wrong(accuracy("shape=nan"), "nan", "shape=88"),
+    "an accuracy of no task": Wrong(accuracy("88"), "88", "--accuracy defect=88"),
+    "an accuracy without number": Wrong(accuracy("shape="), "shape=", "--accuracy defect=88"),
     "thresholds onto their file": Wrong(thresholds(out="theirs.json"), "theirs.json", "another file"),
 }
 

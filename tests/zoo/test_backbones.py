@@ -7,9 +7,11 @@ weights that `uniform` and `filled` make below, in evaluation mode.
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import math
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,20 +24,26 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree  # torch's own walk through nested outputs; there is no public one
 
+from splitboard.contract.errors import UserError
+from splitboard.zoo import backbones
 from splitboard.zoo.efficientnet import EfficientNetB0, StochasticDepth
 from splitboard.zoo.mobilenet_v3 import MobileNetV3Small
 from splitboard.zoo.multitask import MultiTaskNet
 from splitboard.zoo.resnet import ResNet18
-from splitboard.zoo.vgg import VGG16
+from splitboard.zoo.vgg import VGG16, VGG16BN
 
 Backbone = type[VGG16] | type[ResNet18] | type[MobileNetV3Small] | type[EfficientNetB0]
 
 BACKBONES: dict[str, Backbone] = {
     "vgg16": VGG16,
+    "vgg16_bn": VGG16BN,
     "resnet18": ResNet18,
     "mobilenet_v3_small": MobileNetV3Small,
     "efficientnet_b0": EfficientNetB0,
 }
+OWN_NAMES = {name: name.replace("_", "-") for name in BACKBONES}
+"""What `splitboard.zoo.backbones` calls them."""
+
 TORCHVISION = json.loads((Path(__file__).parent / "torchvision_parameters.json").read_text())
 PERIOD = 65_537
 """A prime, so that no two rows of a weight begin at the same value."""
@@ -111,6 +119,64 @@ def test_a_backbone_takes_heads_and_keeps_its_names(name: str) -> None:
     assert {prefix + key for key in net.backbone.state_dict()} == {
         key for key in TORCHVISION[name]["shapes"] if not key.startswith(("classifier.", "fc."))
     }
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_weights_of_a_classifier_its_features_or_a_network_of_ours_fill_a_backbone(name: str) -> None:
+    published = {key: filled(key, tuple(shape)) for key, shape in TORCHVISION[name]["shapes"].items()}
+    inner = "" if name == "resnet18" else "features."
+    features = {key.removeprefix(inner): value for key, value in published.items() if key.startswith(inner)}
+    with torch.device("meta"):
+        backbone = backbones.make(OWN_NAMES[name])
+    for given in (published, features, {f"backbone.{key}": value for key, value in features.items()}):
+        backbone.to_empty(device="cpu")
+        backbones.load_weights(backbone, {**given, "heads.age.0.weight": torch.zeros(3, 3)}, "weights")
+        state = backbone.state_dict()
+        assert state.keys() == {key for key in features if not key.startswith(("fc.", "classifier."))}
+        assert all(torch.equal(value, features[key]) for key, value in state.items())
+
+
+def test_weights_of_another_architecture_are_refused() -> None:
+    with torch.device("meta"):
+        vgg, other = VGG16().state_dict(), backbones.make("resnet18")
+    with pytest.raises(UserError, match=r'"vgg\.safetensors" has no weight "conv1\.weight"'):
+        backbones.load_weights(other, vgg, "vgg.safetensors")
+    wide = {**other.state_dict(), "layer4.0.conv1.weight": torch.zeros(512, 128, 3, 3)}
+    with pytest.raises(UserError, match=r'"layer4\.0\.conv1\.weight" .* \[512, 128, 3, 3\], .* \[512, 256, 3, 3\]'):
+        backbones.load_weights(other, wide, "wide.safetensors")
+
+
+FOREIGN = {"timm:resnet18": "resnet18", "torchvision:resnet18": "resnet18", "torchvision:vgg16_bn": "vgg16_bn"}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_network_of_another_package_is_what_its_twin_here_is(name: str) -> None:
+    package = name.partition(":")[0]
+    try:
+        importlib.import_module(package)
+    except (ImportError, RuntimeError) as error:  # torchvision's operators want the very build of torch
+        pytest.skip(f"{package} cannot be imported: {error}")
+    twin = FOREIGN[name]
+    theirs = backbones.make(name).eval()
+    shapes = {key: tuple(value.shape) for key, value in theirs.state_dict().items()}
+    inner = "" if twin == "resnet18" else "features."
+    weights = {key: filled(inner + key, shape) for key, shape in shapes.items()}
+    theirs.load_state_dict(weights)
+    ours = backbones.make(OWN_NAMES[twin]).eval()
+    ours.load_state_dict(weights)
+    image = uniform("image", (1, 3, 64, 64))
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(image), ours(image), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["timm:resnet18", "torchvision:resnet18"])
+def test_a_package_that_is_not_installed_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = name.partition(":")[0]
+    monkeypatch.setitem(sys.modules, package, None)  # as Python itself marks what cannot be imported
+    monkeypatch.delitem(sys.modules, f"{package}.models", raising=False)
+    with pytest.raises(UserError, match=f'"{name}" needs the package {package}') as caught:
+        backbones.make(name)
+    assert f"pip install {package}" in caught.value.tries
 
 
 def test_stochastic_depth_drops_whole_branches_and_keeps_the_mean() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ from sklearn.metrics import accuracy_score
 from export.spec import read_spec
 from splitboard.zoo import elpv
 from splitboard.zoo.efficientnet_lite import EfficientNetLite0, load_published_weights
-from splitboard.zoo.training import Recipe, Stage, augment, train
 
 ZOO = Path(elpv.__file__).parent
 
@@ -81,75 +81,31 @@ def test_efficientnet_lite0_is_the_published_network() -> None:
         torch.testing.assert_close(ours(image), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_card_tells_the_checkpoints_accuracy(data: elpv.Elpv) -> None:
+def test_the_card_tells_the_checkpoints_accuracy() -> None:
     """The first 100 images of the test part here; `docs/write_model_card.py` runs them all."""
-    from splitboard.cli.train import evaluate, load_shipped
+    from splitboard.cli.train import evaluate, load_trained
     from splitboard.contract.bundle import file_sha256
     from splitboard.contract.preprocess import normalise, resize
-    from splitboard.zoo.training import predict
+    from splitboard.zoo.data import elpv as cells
+    from splitboard.zoo.data.dataset import StoredImages
 
     checkpoint = ZOO / "elpv_lite0.safetensors"
     card = (ZOO / "elpv_lite0.md").read_text()
     assert file_sha256(checkpoint) in card
     assert checkpoint.stat().st_size <= 8_000_000
-    part = elpv.Part(
-        data.test.images[:100],
-        {task: labels[:100] for task, labels in data.test.labels.items()},
-        data.test.defect_probability[:100],
-        data.test.hashes[:100],
+    data = cells.load()
+    first, pixels = np.arange(100), data.test.images.read(np.arange(100))
+    part = replace(
+        data.test,
+        images=StoredImages(pixels),
+        labels={task: labels[first] for task, labels in data.test.labels.items()},
+        targets={task: targets[first] for task, targets in data.test.targets.items()},
     )
-    model = load_shipped(checkpoint)
-    found = evaluate(model, part)
-    logits = predict(model, normalise(resize(part.images, 224, 224), elpv.PREPROCESSING))
+    model = load_trained(checkpoint, elpv.lite0())
+    found = evaluate(model, part, elpv.PREPROCESSING, data.classes)
+    with torch.no_grad():
+        logits = model(torch.from_numpy(normalise(resize(pixels, 224, 224), elpv.PREPROCESSING)))
     for task, result in found.items():
         assert result.accuracy == pytest.approx(accuracy_score(part.labels[task], logits[task].argmax(1)))
     assert found["defect"].accuracy > 0.8
     assert found["cell_type"].accuracy > 0.98
-
-
-def test_training_is_deterministic_and_learns() -> None:
-    """Two short runs on 64 images: the same weights to the bit, and a loss that falls."""
-
-    class Small(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = torch.nn.Sequential(
-                torch.nn.Conv2d(3, 8, 3, 2, 1), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.Dropout(0.1)
-            )
-            self.head = torch.nn.Linear(8, 2)
-
-        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-            return {"bright": self.head(self.layers(x).mean((2, 3)))}
-
-    random = np.random.default_rng(0)
-    bright = np.arange(64) % 2
-    images = (random.integers(0, 100, (64, 24, 24, 1)) + 120 * bright[:, None, None, None]).astype(np.uint8)
-    targets = {"bright": np.eye(2, dtype=np.float32)[bright]}
-    recipe = Recipe(stages=(Stage(6, 16), Stage(2, 20)), batch=16, learning_rate=0.03, average_decay=0.8)
-
-    def run() -> tuple[dict[str, torch.Tensor], list[float]]:
-        torch.manual_seed(1)
-        model, losses = Small(), []
-        train(
-            model,
-            images,
-            targets,
-            lambda x: (x.expand(-1, 3, -1, -1) - 0.5) / 0.5,
-            recipe,
-            lambda done, total, loss: losses.append(loss),
-        )
-        return model.state_dict(), losses
-
-    (first, losses), (second, _) = run(), run()
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert len(losses) == 8 * 4
-    assert np.mean(losses[-4:]) < 0.5 * np.mean(losses[:4])
-
-
-def test_augmentation_keeps_shape_and_range() -> None:
-    images = torch.rand(8, 1, 60, 60, generator=torch.Generator().manual_seed(0))
-    made = augment(images, 48, torch.Generator().manual_seed(1))
-    assert made.shape == (8, 1, 48, 48)
-    assert float(made.min()) >= 0
-    assert float(made.max()) <= 1
-    assert not torch.equal(made, augment(images, 48, torch.Generator().manual_seed(2)))
