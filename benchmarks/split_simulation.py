@@ -2,7 +2,7 @@
 
 The link is a trace (bytes cross at its rate, whatever changes on the way, then wait its delay), the server and the
 board are tables of times with noise. A request that is given up is answered by the local split: a fixed split gives up
-after `GIVE_UP_S`, the policy says itself for how long it waits, at most as long.
+after the world's ``give_up_s``, the policy says itself for how long it waits, at most as long.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from network.traces import Trace
 from runtime_edge.policy.dynamic_split import DynamicSplit, Objective, SplitCost
 
 PERIOD_S = 0.1
-"""A frame comes so often; one that finds the board busy waits until it is free."""
+"""A request comes so often where nothing else is said; one that finds the board busy waits until it is free."""
 
 GIVE_UP_S = 1.0
-"""A request without an answer for so long is answered by the local split."""
+"""A request without an answer for so long is answered by the local split, where nothing else is said."""
 
 PROBE_EVERY_S = 0.5
 PROBE_BYTES = 250
@@ -51,14 +51,26 @@ class World:
         n_requests: frames.
         seed: of the noise: 3 % on the board's times, 5 % on the server's (log-normal), 0.3 ms of jitter
             (exponential) on a round trip.
+        period_s: a request comes so often.
+        give_up_s: a request without an answer for so long is answered by the local split.
     """
 
-    def __init__(self, trace: Trace, costs: Sequence[SplitCost], n_requests: int, seed: int) -> None:
+    def __init__(
+        self,
+        trace: Trace,
+        costs: Sequence[SplitCost],
+        n_requests: int,
+        seed: int,
+        period_s: float = PERIOD_S,
+        give_up_s: float = GIVE_UP_S,
+    ) -> None:
         random = np.random.default_rng(seed)
         self.trace = trace
         self.costs = {cost.split: cost for cost in costs}
         self.local = next(cost for cost in costs if cost.is_local)
         self.n_requests = n_requests
+        self.period_s = period_s
+        self.give_up_s = give_up_s
         self._board = np.exp(0.03 * random.normal(size=n_requests)).tolist()
         self._server = np.exp(0.05 * random.normal(size=n_requests)).tolist()
         self._jitter_s = (0.0003 * random.exponential(size=2 * n_requests)).tolist()
@@ -68,7 +80,7 @@ class World:
         sent_s = self.trace.sent_by(start_s, n_bytes * _PACKET / _SEGMENT)
         return sent_s - start_s + self.trace.at(sent_s).delay_s
 
-    def take(self, i: int, split: str, start_s: float, patience_s: float = GIVE_UP_S) -> Taken:
+    def take(self, i: int, split: str, start_s: float, patience_s: float) -> Taken:
         """Request ``i`` by this split, begun then; without an answer for so long the local split follows."""
         cost = self.costs[split]
         edge_s = cost.edge_ns / 1e9 * self._board[i]
@@ -115,7 +127,7 @@ def run(world: World, choose: Callable[[int, float], Choice], learn: Callable[[s
     """Every request in turn; ``choose`` is asked with its number and the time, ``learn`` told what came of it."""
     free_s, splits, latencies = 0.0, [], []
     for i in range(world.n_requests):
-        start_s = max(i * PERIOD_S, free_s)
+        start_s = max(i * world.period_s, free_s)
         split, patience_s = choose(i, start_s)
         taken = world.take(i, split, start_s, patience_s)
         free_s = start_s + taken.total_s
@@ -127,14 +139,17 @@ def run(world: World, choose: Callable[[int, float], Choice], learn: Callable[[s
 
 def fixed(world: World, split: str) -> Run:
     """The same split for all requests."""
-    return run(world, lambda _i, _start_s: (split, GIVE_UP_S), lambda _split, _end_s, _taken: None)
+    return run(world, lambda _i, _start_s: (split, world.give_up_s), lambda _split, _end_s, _taken: None)
 
 
 def oracle(world: World) -> Run:
     """The split that takes least, for every request, by someone who knows the trace and the noise."""
 
     def choose(i: int, start_s: float) -> Choice:
-        return min(world.costs, key=lambda split: world.take(i, split, start_s).total_s), GIVE_UP_S
+        def total_s(split: str) -> float:
+            return world.take(i, split, start_s, world.give_up_s).total_s
+
+        return min(world.costs, key=total_s), world.give_up_s
 
     return run(world, choose, lambda _split, _end_s, _taken: None)
 
@@ -148,7 +163,7 @@ class Dynamic:
     """
 
     def __init__(self, world: World, costs: Sequence[SplitCost]) -> None:
-        self.policy = DynamicSplit(costs, Objective(deadline_ns=round(GIVE_UP_S * 1e9)))
+        self.policy = DynamicSplit(costs, Objective(deadline_ns=round(world.give_up_s * 1e9)))
         self._world = world
         self._probes: list[tuple[float, float]] = []
         self._next_probe_s, self._n_probes, self._server = -PROBE_EVERY_S, 0, False
@@ -166,8 +181,9 @@ class Dynamic:
         decision = self.policy.choose(round(start_s * 1e9), self._server)
         if decision is None:
             raise RuntimeError("the world has a local split")
-        patience_s = GIVE_UP_S if decision.patience_ns is None else decision.patience_ns / 1e9
-        return decision.split, min(patience_s, GIVE_UP_S)
+        longest_s = self._world.give_up_s
+        patience_s = longest_s if decision.patience_ns is None else decision.patience_ns / 1e9
+        return decision.split, min(patience_s, longest_s)
 
     def _probe(self, start_s: float) -> None:
         rtt_s = min(self._world.probe_s(self._n_probes, start_s), PROBE_TIMEOUT_S)

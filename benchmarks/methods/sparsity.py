@@ -1,0 +1,380 @@
+"""Predefined sparsity with early exits: what a density costs each task, and what it saves in bytes, work and time.
+
+Five densities of the whole network (backbone and the paper's heads, exits as well), each trained from its own first
+weights with the same recipe. Storage and work are of the whole network; latencies are of the halves as deployed.
+
+Usage: python benchmarks/methods/sparsity.py [--quick] [--store build/results] [--pages docs/results]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from statistics import median
+from typing import Any
+
+import numpy as np
+from deployed import Deployment, deploy
+from exit_rates import Evidence, fitted, sweep
+from figures import Spread, paired, table
+from half_latencies import EDGE, SERVER, measure
+from jobs import Store, work_off
+from pages import Page, arguments
+from trainings import DENSITIES, SCORES, Setting, settings
+
+from splitboard.contract.bundle import load_bundle
+from splitboard.contract.exits import MEASURES
+
+ROUNDS = 100
+LARGEST_LOSS_POINTS = 0.5
+LEAST_SAVING = 4.0
+LEAST_SPEED_UP = 2.5
+SWEPT = {"max_softmax": (0.6, 0.8, 0.9, 0.95, 0.99), "entropy": (0.6, 0.4, 0.2, 0.1, 0.05)}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The networks of one data set that differ in density and seed.
+
+    Attributes:
+        setting: of the data set.
+        trainings: where they are kept.
+    """
+
+    setting: Setting
+    trainings: Store
+
+    @property
+    def tasks(self) -> list[str]:
+        """In the order of the outputs."""
+        return [task for task, _ in self.setting.network.classes]
+
+    def seeds(self) -> list[int]:
+        """Those that all densities have been trained with."""
+        return [
+            seed
+            for seed in self.setting.seeds
+            if all(self.trainings.read(self.setting.of_density(one, seed)) for one in DENSITIES)
+        ]
+
+    def result(self, density: Fraction, seed: int) -> Mapping[str, Any]:
+        """Of one training."""
+        found = self.trainings.read(self.setting.of_density(density, seed))
+        assert found is not None
+        return found
+
+    def accuracy(self, density: Fraction, task: str) -> Spread:
+        """Percent of the test images, by seed."""
+        return Spread(tuple(100 * self.result(density, seed)["accuracy"]["test"][task] for seed in self.seeds()))
+
+    def loss(self, density: Fraction, task: str) -> Spread:
+        """Points against the dense network of the same seed."""
+        return paired(self.accuracy(DENSITIES[0], task).values, self.accuracy(density, task).values)
+
+    def mean_loss(self, density: Fraction) -> Spread:
+        """Mean over the tasks, by seed."""
+        losses = [self.loss(density, task).values for task in self.tasks]
+        return Spread(tuple(float(np.mean(one)) for one in zip(*losses, strict=True)))
+
+    def evidence(self, density: Fraction, seed: int, task: str, part: str, truth: np.ndarray) -> Evidence:
+        """Scores of a task's exits and of its last output."""
+        training = self.setting.of_density(density, seed)
+        with np.load(self.trainings.path(training.name + SCORES)) as scores:
+            exits = [scores[f"{part}.{task}_exit_{one.name}"] for one in training.network.exits]
+            return exits, scores[f"{part}.{task}"], truth
+
+
+def accuracy_table(trained: Trained, deployed: Store) -> str:
+    """Accuracy per task and what was lost, in float and as deployed."""
+    header = ["density", *(f"{task}, %" for task in trained.tasks)]
+    header += [*(f"{task}: points lost" for task in trained.tasks), "mean loss (95 % of the mean)", "INT8 local, lost"]
+    rows = []
+    for density in DENSITIES:
+        mean = trained.mean_loss(density)
+        rows.append(
+            [
+                str(density),
+                *(trained.accuracy(density, task).text() for task in trained.tasks),
+                *("" if density == 1 else trained.loss(density, task).text() for task in trained.tasks),
+                "" if density == 1 else f"{mean.mean:+.2f}{_interval(mean)}",
+                _int8(trained, density, deployed),
+            ]
+        )
+    return table(header, rows)
+
+
+def _interval(spread: Spread) -> str:
+    half = spread.half_width()
+    return "" if half is None else f" ({spread.mean - half:+.2f} to {spread.mean + half:+.2f})"
+
+
+def _int8(trained: Trained, density: Fraction, deployed: Store) -> str:
+    """Points that INT8 costs beyond float, by task: mean over the seeds that were deployed."""
+    found = [deployed.read(Deployment(trained.setting.of_density(density, seed))) for seed in trained.seeds()]
+    kept = [one for one in found if one is not None]
+    if not kept:
+        return "not measured"
+    losses = []
+    for task in trained.tasks:
+        pairs = [next(reversed(one["accuracy"].values()))[task] for one in kept]
+        losses.append(f"{task} {np.mean([100 * (a - b) for a, b in pairs]):+.2f}")
+    return ", ".join(losses)
+
+
+def size_table(trained: Trained, deployed: Store) -> str:
+    """Storage and work of the whole network, and the bundle's files."""
+    header = ["density", "weights", "float32 bytes", "smaller", "INT8 bytes", "smaller", "MACs", "less work"]
+    header += ["edge file, INT8", "server half at layer2, float"]
+    rows = []
+    dense = trained.result(DENSITIES[0], trained.seeds()[0])
+    for density in DENSITIES:
+        one = trained.result(density, trained.seeds()[0])
+        stored, work = one["stored"], one["macs"]["run"]
+        found = deployed.read(Deployment(trained.setting.of_density(density, trained.seeds()[0])))
+        rows.append(
+            [
+                str(density),
+                f"{stored['weights']:,}",
+                f"{_float32_bytes(stored):,}",
+                f"{_float32_bytes(dense['stored']) / _float32_bytes(stored):.2f}x",
+                f"{_int8_bytes(stored):,}",
+                f"{_int8_bytes(dense['stored']) / _int8_bytes(stored):.2f}x",
+                f"{work / 1e6:.1f} M",
+                f"{dense['macs']['run'] / work:.2f}x",
+                *(
+                    ("not measured",) * 2
+                    if found is None
+                    else (f"{found['edge_bytes']:,}", f"{_server_bytes(found):,}")
+                ),
+            ]
+        )
+    return table(header, rows)
+
+
+def _float32_bytes(stored: Mapping[str, int]) -> int:
+    return 4 * (stored["weights"] + stored["other"]) + stored["index_bytes"]
+
+
+def _int8_bytes(stored: Mapping[str, int]) -> int:
+    return stored["weights"] + 4 * stored["other"] + stored["index_bytes"]
+
+
+def _server_bytes(deployed: Mapping[str, Any]) -> int:
+    return int(
+        next(deployed["server_bytes"][split] for split, scope in deployed["scopes"].items() if "layer2" in scope)
+    )
+
+
+def latencies(trained: Trained, deployed: Store, rounds: int) -> dict[str, Any]:
+    """Median milliseconds by precision, density, half and scope; all densities in turn within every round."""
+    seed = trained.seeds()[0]
+    found: dict[str, Any] = {}
+    for precision in ("int8", "fp32"):
+        bundles = {
+            str(density): Deployment(trained.setting.of_density(density, seed), precision).bundle(deployed)
+            for density in DENSITIES
+        }
+        scopes = {split.id: split.scope for split in load_bundle(bundles["1"]).splits}
+        times = measure(bundles, rounds)
+        found[precision] = {
+            density: {
+                half: {scopes[split]: median(ms) for split, ms in by_split.items()} for half, by_split in halves.items()
+            }
+            for density, halves in times.items()
+        }
+    return found
+
+
+def latency_table(found: Mapping[str, Any]) -> str:
+    """Medians, and in brackets how many times faster than the dense one."""
+    columns = [
+        ("edge to layer2, INT8", "int8", EDGE, "backbone.layer2"),
+        ("edge to layer2, float", "fp32", EDGE, "backbone.layer2"),
+        ("server from layer2, float", "int8", SERVER, "backbone.layer2"),
+        ("all on the board, INT8", "int8", EDGE, "local"),
+        ("all on the board, float", "fp32", EDGE, "local"),
+        ("all on the server, float", "int8", SERVER, "remote"),
+    ]
+    rows = []
+    for density in found["int8"]:
+        cells = [density]
+        for _, precision, half, scope in columns:
+            ms, dense = found[precision][density][half][scope], found[precision]["1"][half][scope]
+            cells.append(f"{ms:.2f} ({dense / ms:.2f}x)")
+        rows.append(cells)
+    return table(["density", *(f"{name}, ms" for name, *_ in columns)], rows)
+
+
+def exit_table(trained: Trained, allowed: float = 0.005) -> str:
+    """What exits answer at the threshold that was fitted on the validation images, by density, task and rule."""
+    data = trained.setting.data.load()
+    names = [one.at for one in trained.setting.of_density(DENSITIES[0], 0).network.exits]
+    header = [
+        "density",
+        "task",
+        "rule",
+        *(f"exits at {at}, %" for at in names),
+        "joint accuracy, %",
+        "without exits, %",
+    ]
+    rows = []
+    for density in DENSITIES:
+        for task in trained.tasks:
+            for measured in MEASURES:
+                pairs = [
+                    tuple(
+                        trained.evidence(density, seed, task, name, part.labels[task])
+                        for name, part in (("validation", data.validation), ("test", data.test))
+                    )
+                    for seed in trained.seeds()
+                ]
+                thresholds = [fitted(validation, measured, allowed) for validation, _ in pairs]
+                tests = [test for _, test in pairs]
+                rows.append([str(density), task, measured, *_exited(tests, measured, thresholds)])
+    return table(header, rows, left=3)
+
+
+def sweep_table(trained: Trained, density: Fraction) -> str:
+    """The same for given thresholds, of one density."""
+    data = trained.setting.data.load()
+    names = [one.at for one in trained.setting.of_density(density, 0).network.exits]
+    header = [
+        "task",
+        "rule",
+        "threshold",
+        *(f"exits at {at}, %" for at in names),
+        "joint accuracy, %",
+        "without exits, %",
+    ]
+    rows = []
+    for task in trained.tasks:
+        tests = [trained.evidence(density, seed, task, "test", data.test.labels[task]) for seed in trained.seeds()]
+        for measured in MEASURES:
+            for threshold in SWEPT[measured]:
+                rows.append([task, measured, f"{threshold:g}", *_exited(tests, measured, [threshold] * len(tests))])
+    return table(header, rows, left=2)
+
+
+def _exited(evidence: Sequence[Evidence], measured: str, thresholds: Sequence[float | None]) -> list[str]:
+    """Exit rates, joint accuracy and that of the whole network, means over the seeds. No threshold, no exit."""
+    never = {"max_softmax": 1.0, "entropy": 0.0}[measured]
+    points = [
+        sweep(one, measured, [never if threshold is None else threshold])[0]
+        for one, threshold in zip(evidence, thresholds, strict=True)
+    ]
+    whole = [float(np.mean(last.argmax(axis=1) == truth)) for _, last, truth in evidence]
+    rates = np.mean([point.rates for point in points], axis=0)
+    joint = float(np.mean([point.accuracy for point in points]))
+    return [*(f"{100 * rate:.1f}" for rate in rates), f"{100 * joint:.2f}", f"{100 * float(np.mean(whole)):.2f}"]
+
+
+def claim(trained: Trained) -> list[str]:
+    """Of every density that saves enough, whether its loss is small enough."""
+    dense = trained.result(DENSITIES[0], trained.seeds()[0])
+    lines = []
+    for density in DENSITIES[1:]:
+        one = trained.result(density, trained.seeds()[0])
+        storage = _float32_bytes(dense["stored"]) / _float32_bytes(one["stored"])
+        work = dense["macs"]["run"] / one["macs"]["run"]
+        if min(storage, work) < LEAST_SAVING:
+            continue
+        mean = trained.mean_loss(density)
+        met = "met" if mean.mean <= LARGEST_LOSS_POINTS else "**not met**"
+        lines.append(
+            f"- {trained.setting.data.name}, density {density}: {storage:.1f}x less storage, {work:.1f}x less work, "
+            f"mean loss {mean.mean:+.2f} points{_interval(mean)} over {len(mean.values)} seeds: {met} "
+            f"(at most {LARGEST_LOSS_POINTS:g})."
+        )
+    return lines
+
+
+def speed_claim(name: str, found: Mapping[str, Any]) -> list[str]:
+    """Whether what is sparse runs as much faster as was asked, where the work is at least `LEAST_SAVING` times less."""
+    lines = []
+    for density in ("1/8", "1/16"):
+        cells = {
+            what: found[precision]["1"][half]["local" if half == EDGE else "remote"]
+            / found[precision][density][half]["local" if half == EDGE else "remote"]
+            for what, precision, half in (
+                ("INT8 in LiteRT", "int8", EDGE),
+                ("float in LiteRT", "fp32", EDGE),
+                ("float in ONNX Runtime", "int8", SERVER),
+            )
+        }
+        lines.append(
+            f"- {name}, density {density}, the whole network, its dense stem included: "
+            + ", ".join(f"{what} {ratio:.2f}x" for what, ratio in cells.items())
+            + f" (asked of the sparse parts: {LEAST_SPEED_UP:g}x)."
+        )
+    return lines
+
+
+def deployments(trained: Trained) -> list[Deployment]:
+    """INT8 for every seed, float for the one that is timed."""
+    seeds = trained.seeds()
+    int8 = [Deployment(trained.setting.of_density(density, seed)) for seed in seeds for density in DENSITIES]
+    return [*int8, *(Deployment(trained.setting.of_density(density, seeds[0]), "fp32") for density in DENSITIES)]
+
+
+def main() -> None:
+    """Deploys what is not deployed yet, measures, writes the page."""
+    asked = arguments(__doc__ or "")
+    trainings, deployed = Store(asked.store / "trainings"), Store(asked.store / "deployments")
+    parts, data = [ABOUT], {}
+    for setting in settings(small=asked.quick):
+        trained = Trained(setting, trainings)
+        work_off(deployments(trained), deployed, partial(deploy, trainings))
+        found = latencies(trained, deployed, 10 if asked.quick else ROUNDS)
+        name = setting.data.name
+        data[name] = {
+            "seeds": trained.seeds(),
+            "trainings": {
+                str(density): {seed: trained.result(density, seed) for seed in trained.seeds()} for density in DENSITIES
+            },
+            "latency_ms": found,
+        }
+        parts += [
+            f"## {name}",
+            f"Seeds {', '.join(map(str, trained.seeds()))}; {_about(trained)}",
+            "\n".join([*claim(trained), *speed_claim(name, found)]),
+            "### Accuracy",
+            "Mean ± standard deviation over the seeds; what is lost is against the dense network of the same seed.",
+            accuracy_table(trained, deployed),
+            "### Storage and work",
+            size_table(trained, deployed),
+            "### Latency",
+            f"Medians of {10 if asked.quick else ROUNDS} interleaved rounds, one thread, seed {trained.seeds()[0]}.",
+            latency_table(found),
+            "### Early exits",
+            "Thresholds fitted on the validation images so that the joint answer loses at most half a point there.",
+            exit_table(trained),
+            f"At given thresholds, density {DENSITIES[3]}:",
+            sweep_table(trained, DENSITIES[3]),
+        ]
+    print(Page("sparsity", "Predefined sparsity with early exits", "make results").write(asked.pages, parts, data))
+
+
+def _about(trained: Trained) -> str:
+    one = trained.result(DENSITIES[0], trained.seeds()[0])
+    counts = one["n"]
+    recipe = trained.setting.recipe
+    steps = sum(stage.epochs for stage in recipe.stages) * (counts["train"] // recipe.batch)
+    return (
+        f"ResNet18 with the paper's heads (flattened feature map, 256 units), exits after its second and third stage; "
+        f"{counts['train']:,} training images, {steps} steps of {recipe.batch}, {counts['test']:,} test images."
+    )
+
+
+ABOUT = """\
+The paper (arXiv 2407.11763) removes connections before training: every neuron keeps the same number of them, and the
+others never exist. Here the whole network is sparse, but for its first convolution and the last layer of every head, in
+the form that a board feels: groups of channels with a fixed shuffle between them
+([why](../adr/0028-predefined-sparsity.md)). Nothing is masked; what does not exist is neither stored, nor updated, nor
+computed. All densities have the same recipe, which was not tuned for any of them. Energy: not measured, this
+machine has no meter."""
+
+
+if __name__ == "__main__":
+    main()

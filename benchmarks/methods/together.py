@@ -1,0 +1,173 @@
+"""All three methods in one network, over links that stand still and links that do not.
+
+One EfficientNet-Lite0 for both tasks of the solar cells: sparse heads, early exits that were trained with the rest, an
+INT8 edge half, the split chosen per image. Against it, the plain network of MTL-Split (dense heads, no exits): all of
+it on the server behind a JPEG upload, all of it on the board in INT8, and cut behind the backbone as the paper does.
+
+Usage: python benchmarks/methods/together.py [--quick] [--store build/results] [--pages docs/results]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import link
+import numpy as np
+import pictures
+from commands import splitboard
+from deployed import Deployment, deploy, part_file, test_images
+from figures import table
+from jobs import Store, work_off
+from pages import Page, arguments
+from trainings import PLAIN, TOGETHER, Training, lite0
+
+from splitboard.contract.bundle import load_bundle
+
+SHARE = 0.2
+"""Of one processor for the edge: at all of it, this machine answers before a radio has sent the image."""
+
+ALLOWED_DROP_POINTS = 2
+CUTS = ("blocks.4", "blocks.10", "blocks.14", "final")
+TRACES = (link.Varying("held-out-steps"), link.Varying("held-out-car"))
+ROUNDS, IMAGES = 3, 40
+MTL_SPLIT, JPEG, LOCAL, ALL = "MTL-Split: cut behind the backbone", "remote only, JPEG 90", "local only", "all together"
+COLOURS = {MTL_SPLIT: pictures.BLUE, JPEG: pictures.ORANGE, LOCAL: pictures.GREY, ALL: pictures.GREEN}
+
+
+def variants(plain: Path, together: Path, rules: Path) -> dict[Path, list[link.Variant]]:
+    """The contestants by bundle."""
+    ids = {split.scope: split.id for split in load_bundle(plain).splits}
+    return {
+        plain: [
+            link.Variant(JPEG, ids["remote"], ("--coding", "jpeg", "--jpeg-quality", "90")),
+            link.Variant(LOCAL, ids["local"]),
+            link.Variant(MTL_SPLIT, ids["backbone.final"]),
+        ],
+        together: [link.Variant(ALL, "auto", ("--exits", str(rules)))],
+    }
+
+
+def rules_of(bundle: Path, training: Training, store: Store, measure: str = "max_softmax") -> Path:
+    """Thresholds for the early exits, fitted on the validation images, which nothing else has seen."""
+    file = store.path(f"{training.name}.exits.json")
+    if not file.exists():
+        held_out = part_file(training.data.load().validation, store.path(f"{training.data.name}.validation.npz"))
+        asked = ("--drop", str(ALLOWED_DROP_POINTS), "--measure", measure)
+        splitboard("thresholds", bundle, "--data", held_out, *asked, "-o", file, verdicts=(0, 2))
+    return file
+
+
+def contest(
+    by_bundle: dict[Path, list[link.Variant]],
+    data: Path,
+    links: Sequence[link.Link | link.Varying],
+    rounds: int,
+    images: int,
+) -> list[link.Cell]:
+    """All contestants over all links, in turn within every round."""
+    cells: list[link.Cell] = []
+    for number in range(rounds):
+        found = [
+            cell
+            for bundle, some in by_bundle.items()
+            for cell in link.measure(bundle, data, links, some, 1, images, SHARE, first=number * images)
+        ]
+        merged = zip(cells, found, strict=True) if cells else ()
+        cells = [replace(old, answers=(*old.answers, *new.answers)) for old, new in merged] or found
+    return sorted(cells, key=lambda cell: [str(one) for one in links].index(str(cell.link)))
+
+
+def accuracies(by_bundle: dict[Path, list[link.Variant]], data: Path, images: int) -> dict[str, dict[str, float]]:
+    """Share of right answers on the test images, by contestant and task: one process each, over an endless link."""
+    endless = link.Link(1000, 1)
+    cells = [
+        cell
+        for bundle, some in by_bundle.items()
+        for cell in link.measure(bundle, data, [endless], some, 1, images - link.N_WARM)
+    ]
+    return {cell.variant.name: cell.accuracy for cell in cells}
+
+
+def headline(cells: Sequence[link.Cell], accuracy: dict[str, dict[str, float]]) -> str:
+    """One row per link and contestant."""
+    tasks = list(cells[0].accuracy)
+    header = ["link", "answered by", "p50 ms", "p95 ms", "bytes sent", *(f"{task} exits early, %" for task in tasks)]
+    rows = [
+        [
+            str(cell.link),
+            cell.variant.name,
+            f"{np.median(cell.total_ms):.0f}",
+            f"{np.percentile(cell.total_ms, 95):.0f}",
+            f"{cell.sent_bytes:,.0f}",
+            *(f"{100 * cell.exit_rate[task]:.0f}" for task in tasks),
+            *(f"{100 * accuracy[cell.variant.name][task]:.2f}" for task in tasks),
+        ]
+        for cell in cells
+    ]
+    return table([*header, *(f"{task}, %" for task in tasks)], rows, left=2)
+
+
+def picture(target: Path, cells: Sequence[link.Cell], accuracy: dict[str, dict[str, float]], task: str) -> None:
+    """A panel per link: what an image costs in time, and what is right; the more bytes, the larger the mark."""
+    links = list(dict.fromkeys(str(cell.link) for cell in cells))
+    columns = (len(links) + 1) // 2
+    with pictures.figure(target, 2, columns, (4 * columns, 6), sharey=True) as axes:
+        for ax, name in zip([one for row in axes for one in row], links, strict=False):
+            for cell in (one for one in cells if str(one.link) == name):
+                contestant = cell.variant.name
+                ax.scatter(
+                    [float(np.median(cell.total_ms))],
+                    [100 * accuracy[contestant][task]],
+                    s=[30 + cell.sent_bytes / 60],
+                    color=COLOURS[contestant],
+                    label=contestant,
+                    edgecolors="black",
+                    linewidths=0.5,
+                )
+            ax.set_title(name)
+            ax.set_xscale("log")
+            ax.set_xlabel("median latency, ms")
+        axes[0][0].set_ylabel(f"{task} right, %")
+        axes[1][0].set_ylabel(f"{task} right, %")
+        handles, labels = axes[0][0].get_legend_handles_labels()
+        axes[0][0].figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+
+
+def main() -> None:
+    """Deploys what is not deployed yet, measures, writes the page and its picture."""
+    asked = arguments(__doc__ or "")
+    trainings, deployed = Store(asked.store / "trainings"), Store(asked.store / "deployments")
+    plain, together = (Deployment(lite0(one, small=asked.quick), at=CUTS) for one in (PLAIN, TOGETHER))
+    work_off([plain, together], deployed, partial(deploy, trainings))
+    rules = rules_of(together.bundle(deployed), together.training, deployed)
+    data = test_images(together.training.data.load(), deployed)
+    contestants = variants(plain.bundle(deployed), together.bundle(deployed), rules)
+    links = [*link.LINKS, *TRACES]
+    rounds, images, judged = (1, 8, 40) if asked.quick else (ROUNDS, IMAGES, 654)
+    cells = contest(contestants, data, links, rounds, images)
+    accuracy = accuracies(contestants, data, judged)
+    task = next(iter(accuracy[ALL]))
+    picture(asked.pages / "together.svg", cells, accuracy, task)
+    parts = [
+        ABOUT,
+        f"Accuracies are of the first {judged} test images. {link.about(cells)} Energy: not measured, this machine has "
+        "no meter.",
+        headline(cells, accuracy),
+        "![Latency, accuracy and bytes per contestant and link](together.svg)",
+    ]
+    facts = {"accuracy": accuracy, "cells": [cell.to_json() for cell in cells]}
+    print(Page("together", "All three together", "make results").write(asked.pages, parts, facts))
+
+
+ABOUT = f"""\
+One EfficientNet-Lite0 at 160 pixels for both tasks of the solar cells, its heads on the flattened feature map as in
+MTL-Split with one weight in 16, exits behind its blocks 4 and 10, INT8 on the edge, and the split chosen per image. An
+exit answers where the validation images allow at most {ALLOWED_DROP_POINTS} points of loss. The other three contestants
+are the same network with dense heads and without exits, trained in the same way."""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,274 @@
+"""Every network that the pages of results are about: how it is made, on what it is trained, and how it ended.
+
+A training is one thread, and its seed decides everything: its first weights, the order of the images, the augmentation.
+Within a data set all networks get the same recipe and the same number of steps. Nothing is chosen by looking at the
+test part: the last weights are taken, averaged as in `splitboard train`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from jobs import Store
+from safetensors.torch import save_file
+from stamp import take_stamp
+
+from splitboard.cli.console import steps
+from splitboard.zoo.data import elpv, shapes
+from splitboard.zoo.data.dataset import DataSet
+from splitboard.zoo.elpv import load_imagenet
+from splitboard.zoo.multitask import ExitAt, Flat, Pooled
+from splitboard.zoo.networks import Network, make
+from splitboard.zoo.sparsity import Sparsity, stored
+from splitboard.zoo.sparsity.stored import macs
+from splitboard.zoo.training import fit, predict
+from splitboard.zoo.training.recipe import CELLS, Recipe, Stage
+
+WEIGHTS, SCORES = ".safetensors", ".npz"
+EXITS = (ExitAt("layer2"), ExitAt("layer3"))
+"""Behind the second and the third stage of ResNet18."""
+
+DENSITIES = tuple(Fraction(1, n) for n in (1, 2, 4, 8, 16))
+CLAIMED = DENSITIES[3]
+"""The first that saves four times in storage and in work."""
+
+
+@dataclass(frozen=True)
+class OnShapes:
+    """The rendered data set: the tasks of MTL-Split, its compositional split.
+
+    Attributes:
+        size: rows and columns of the images.
+        n_train: images.
+        n_validation: images.
+        n_test: images.
+    """
+
+    size: int = 64
+    n_train: int = 7200
+    n_validation: int = 1000
+    n_test: int = 3000
+
+    name = "shapes"
+
+    def load(self) -> DataSet:
+        """The data set; the same images whatever the seed of the training."""
+        return shapes.load(self.size, self.n_train, self.n_validation, self.n_test)
+
+
+@dataclass(frozen=True)
+class OnElpv:
+    """The solar cells, as `splitboard.zoo.elpv` divides them."""
+
+    name = "elpv"
+
+    def load(self) -> DataSet:
+        """The data set."""
+        return elpv.load()
+
+
+@dataclass(frozen=True)
+class Training:
+    """One network and its training.
+
+    Attributes:
+        name: of its files.
+        data: what it is trained and tested on.
+        network: what is trained; its seed is the recipe's.
+        recipe: how.
+        pretrained: whether the backbone begins with published ImageNet weights; EfficientNet-Lite0 alone has some.
+    """
+
+    name: str
+    data: OnShapes | OnElpv
+    network: Network
+    recipe: Recipe
+    pretrained: bool = False
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all trainings on a data set have in common.
+
+    Attributes:
+        data: the data set.
+        network: the dense multi-task network with the paper's heads, without exits.
+        recipe: its seed is replaced.
+        seeds: of the comparison of densities.
+        few_seeds: of the others.
+    """
+
+    data: OnShapes | OnElpv
+    network: Network
+    recipe: Recipe
+    seeds: tuple[int, ...]
+    few_seeds: tuple[int, ...]
+
+    def training(self, variant: str, network: Network, seed: int) -> Training:
+        """One of them."""
+        return Training(f"{self.data.name}-{variant}-{seed}", self.data, network, replace(self.recipe, seed=seed))
+
+    def multi_task(self, seed: int) -> Training:
+        """The plain network of MTL-Split."""
+        return self.training("mtl", self.network, seed)
+
+    def pooled(self, seed: int) -> Training:
+        """With pooled heads in place of the paper's."""
+        return self.training("pooled", replace(self.network, head=Pooled()), seed)
+
+    def single_task(self, task: str, seed: int) -> Training:
+        """One network for one task."""
+        classes = tuple(one for one in self.network.classes if one[0] == task)
+        return self.training(f"stl-{task}", replace(self.network, classes=classes), seed)
+
+    def of_density(self, density: Fraction, seed: int) -> Training:
+        """With early exits, sparse in backbone and heads."""
+        sparsity = Sparsity(density, density) if density < 1 else None
+        network = replace(self.network, exits=EXITS, sparsity=sparsity)
+        return self.training(f"density-{density.denominator}", network, seed)
+
+    def interferences(self) -> list[tuple[str, Callable[[int], Training]]]:
+        """What is done to the plain network, in words, and the training of it by seed.
+
+        None on the solar cells: their second task is always right, so nobody pays.
+        """
+        if isinstance(self.data, OnElpv):
+            return []
+        found: list[tuple[str, Callable[[int], Training]]] = [
+            ("early exits for all tasks", partial(self.of_density, DENSITIES[0])),
+            (f"early exits, and everything sparse, {CLAIMED}", partial(self.of_density, CLAIMED)),
+        ]
+        for task, _ in self.network.classes:
+            exits = tuple(replace(one, tasks=(task,)) for one in EXITS)
+            exited = replace(self.network, exits=exits)
+            sparse = replace(self.network, sparsity=Sparsity(heads=DENSITIES[-1], tasks=(task,)))
+            found += [
+                (f"early exits for {task} alone", partial(self.training, f"exits-{task}", exited)),
+                (f"the head of {task} sparse, {DENSITIES[-1]}", partial(self.training, f"head-{task}", sparse)),
+            ]
+        return found
+
+    def all(self) -> list[Training]:
+        """Every training, those first that most results need."""
+        compared = [self.of_density(density, seed) for seed in self.seeds for density in DENSITIES]
+        tasks = [task for task, _ in self.network.classes]
+        others = [
+            training
+            for seed in self.few_seeds
+            for training in (
+                self.multi_task(seed),
+                *(self.single_task(task, seed) for task in tasks),
+                self.pooled(seed),
+            )
+        ]
+        changed = [make(seed) for seed in self.few_seeds for _, make in self.interferences()]
+        return list(dict.fromkeys([*compared, *others, *changed]))
+
+
+SHAPES = Setting(
+    OnShapes(),
+    Network("resnet18", (("scale", 8), ("shape", 4)), 64, Flat()),
+    Recipe(stages=(Stage(epochs=5, size=40), Stage(epochs=1, size=64)), learning_rate=3e-3, threads=1),
+    seeds=(0, 1, 2, 3, 4),
+    few_seeds=(0, 1, 2),
+)
+ELPV = Setting(
+    OnElpv(),
+    Network("resnet18", (("defect", 2), ("cell_type", 2)), 64, Flat()),
+    Recipe(stages=(Stage(epochs=8, size=64),), learning_rate=2e-3, threads=1, augmentation=CELLS),
+    seeds=(0, 1, 2),
+    few_seeds=(0, 1, 2),
+)
+
+_LITE0 = Network("efficientnet-lite0", ELPV.network.classes, 160, Flat())
+_LITE0_RECIPE = Recipe(stages=(Stage(3, 128), Stage(3, 160)), learning_rate=1.5e-3, threads=1, augmentation=CELLS)
+PLAIN = Training("elpv-lite0-plain", OnElpv(), _LITE0, _LITE0_RECIPE, pretrained=True)
+"""MTL-Split as in the paper: dense heads on the flattened feature map, no exits."""
+
+TOGETHER = replace(
+    PLAIN,
+    name="elpv-lite0-together",
+    network=replace(
+        _LITE0,
+        exits=(ExitAt("blocks.4"), ExitAt("blocks.10")),
+        sparsity=Sparsity(heads=Fraction(1, 16)),
+    ),
+)
+"""The same with sparse heads and early exits, which are trained with the rest."""
+
+
+def lite0(training: Training, *, small: bool) -> Training:
+    """`PLAIN` or `TOGETHER`, or a size of it that shows that everything runs."""
+    if not small:
+        return training
+    network, recipe = replace(training.network, size=64), replace(training.recipe, stages=(Stage(1, 64),))
+    return replace(training, network=network, recipe=recipe)
+
+
+def quick(setting: Setting) -> Setting:
+    """The same at a size that shows that everything runs: too little training to say anything about the methods."""
+    data = OnShapes(32, 640, 300, 400) if isinstance(setting.data, OnShapes) else setting.data
+    epochs = 2 if isinstance(data, OnShapes) else 1
+    return Setting(
+        data,
+        replace(setting.network, size=32),
+        replace(setting.recipe, stages=(Stage(epochs, 32),)),
+        seeds=(0,),
+        few_seeds=(0,),
+    )
+
+
+def settings(*, small: bool) -> list[Setting]:
+    """Of both data sets."""
+    return [quick(one) if small else one for one in (SHAPES, ELPV)]
+
+
+def train(training: Training, store: Store) -> Mapping[str, Any]:
+    """Trains, keeps weights and scores beside the result, and returns what the pages need of it."""
+    data = training.data.load()
+    torch.manual_seed(training.recipe.seed)
+    net = make(training.network)
+    if training.pretrained:
+        load_imagenet(net)
+    started = time.monotonic()
+    with steps(training.name) as show:
+        fit(net, data, training.recipe, lambda done, total, loss: show(f"loss {loss:.3f}", done, total))
+    seconds = time.monotonic() - started
+    save_file(
+        {name: value.contiguous() for name, value in net.state_dict().items()},
+        store.path(training.name + WEIGHTS),
+    )
+    preprocessing = training.recipe.preprocessing(data.source_channels)
+    scores = {
+        f"{part}.{output}": values
+        for part, images in (("validation", data.validation.images), ("test", data.test.images))
+        for output, values in predict(net, images, preprocessing).items()
+    }
+    np.savez_compressed(store.path(training.name + SCORES), **scores)  # type: ignore[arg-type]  # numpy's stub
+    size = training.network.size
+    return {
+        "seconds": seconds,
+        "parts": {"train": data.train.sha256, "validation": data.validation.sha256, "test": data.test.sha256},
+        "n": {
+            "train": len(data.train.images),
+            "validation": len(data.validation.images),
+            "test": len(data.test.images),
+        },
+        "accuracy": {
+            part: {
+                one.name: float(np.mean(scores[f"{part}.{one.name}"].argmax(axis=1) == labels[one.task]))
+                for one in net.outputs
+            }
+            for part, labels in (("validation", data.validation.labels), ("test", data.test.labels))
+        },
+        "stored": asdict(stored(net)),
+        "macs": asdict(macs(net, torch.zeros(1, 3, size, size))),
+        "stamp": asdict(take_stamp([training.recipe.seed])),
+    }
