@@ -7,7 +7,7 @@ DEMO_OUT ?= demo-out
 # Two processes of a thread each: threads of both on the same cores wait for one another, some of them six times as long.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-slow test-failed check format readme triton contract userland clean
+.PHONY: demo test test-slow test-failed check format readme results results-quick triton contract userland clean
 
 # A stamp per extra, renewed when what it was made from changes; so a second run starts at once.
 $(VENV)/.installed-%: pyproject.toml constraints.txt
@@ -43,6 +43,14 @@ format: $(VENV)/.installed-dev
 # Runs the demo and writes its real output into README.md.
 readme: demo
 	$(BIN)/python docs/write_readme.py $(DEMO_OUT)
+
+# Everything in docs/results: hours on two cores; what was finished is kept in build/results and not done again.
+results: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/methods/results.py
+
+# The same at a size that only shows that it runs, into build/results-quick.
+results-quick: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/methods/results.py --quick
 
 # NVIDIA Triton from its wheel with its clients, in an environment of its own, for the tests marked triton.
 triton: .venv-triton/.installed

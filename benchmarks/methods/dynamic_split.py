@@ -112,7 +112,7 @@ def simulate(job: Simulation, _: Store) -> dict[str, Any]:
             Setting(job.edge, batch, load),
             path.stem.removeprefix("held-out-"),
             read_trace(path),
-            max(math.ceil(TRACE_S / (PERIOD_S * batch)), job.n_requests),
+            max(math.ceil(TRACE_S / (PERIOD_S * batch) * job.n_requests / N_REQUESTS), job.n_requests),
             SEED,
         )
         for batch, load in TRACE_SETTINGS
