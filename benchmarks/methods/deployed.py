@@ -80,12 +80,11 @@ def exported(training: Training, trainings: Store, store: Store) -> Path:
     return folder
 
 
-def deploy(trainings: Store, deployment: Deployment, store: Store) -> Mapping[str, Any]:
-    """Builds the bundle and runs `splitboard check` on all test images.
+def built(trainings: Store, deployment: Deployment, store: Store) -> Mapping[str, Any]:
+    """Builds the bundle.
 
     Returns:
-        ``edge_bytes`` of the edge files, ``server_bytes`` by split, ``scopes`` by split, what the build warned of, and
-        ``accuracy`` by split and task: of the float model, and deployed.
+        ``edge_bytes`` of the edge files, ``server_bytes`` by split, ``scopes`` by split, and what the build warned of.
     """
     training = deployment.training
     data = training.data.load()
@@ -93,19 +92,31 @@ def deploy(trainings: Store, deployment: Deployment, store: Store) -> Mapping[st
     calibration = part_file(data.train, store.path(f"{data.name}.calibration.npz"), N_CALIBRATION)
     bundle = deployment.bundle(store)
     cuts = ",".join(f"backbone.{module}" for module in deployment.at)
-    built = splitboard(
+    told = splitboard(
         *("build", model, "--board", BOARD, "--split", cuts, "--precision", deployment.precision),
         *(("--local", deployment.local) if deployment.local else ()),
         *("--calib", calibration, "-o", bundle),
     )
-    judged = splitboard("check", bundle, "--data", test_images(data, store), verdicts=(0, 1, 2))
-    accuracy: dict[str, dict[str, tuple[float, float]]] = {}
-    for one in judged[:-1]:  # the last line is of the whole
-        accuracy.setdefault(one["split"], {})[one["task"]] = (one["reference"], one["deployed"])
     return {
-        "edge_bytes": built["edge_bytes"],
+        "edge_bytes": told["edge_bytes"],
         "server_bytes": {file.stem: file.stat().st_size for file in sorted((bundle / "server").glob("*.onnx"))},
         "scopes": {split.id: split.scope for split in load_bundle(bundle).splits},
-        "warnings": built["warnings"],
-        "accuracy": accuracy,
+        "warnings": told["warnings"],
     }
+
+
+def judged(trainings: Store, deployment: Deployment, store: Store) -> Mapping[str, Any]:
+    """Builds the bundle, and runs `splitboard check` on the test images: cut behind the backbone, and local only.
+
+    Returns:
+        As `built`, and ``accuracy`` by split and task: of the float model, and deployed.
+    """
+    found = built(trainings, deployment, store)
+    behind = f"backbone.{deployment.at[-1]}"
+    splits = ",".join(split for split, scope in found["scopes"].items() if scope in (behind, "local"))
+    test = test_images(deployment.training.data.load(), store)
+    lines = splitboard("check", deployment.bundle(store), "--data", test, "--splits", splits, verdicts=(0, 1, 2))
+    accuracy: dict[str, dict[str, tuple[float, float]]] = {}
+    for one in lines[:-1]:  # the last line is of the whole
+        accuracy.setdefault(found["scopes"][one["split"]], {})[one["task"]] = (one["reference"], one["deployed"])
+    return {**found, "accuracy": accuracy}

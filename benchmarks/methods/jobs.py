@@ -74,8 +74,12 @@ def work_off(
     started = time.monotonic()
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         running = {pool.submit(do, job, store): job for job in left}
-        for number, future in enumerate(as_completed(running), 1):
-            job = running[future]
-            store.write(job, future.result())
-            minutes = (time.monotonic() - started) / 60
-            print(f"{number} of {len(left)}: {job.name} ({minutes:.1f} min so far)", flush=True)
+        try:
+            for number, future in enumerate(as_completed(running), 1):
+                job = running[future]
+                store.write(job, future.result())
+                minutes = (time.monotonic() - started) / 60
+                print(f"{number} of {len(left)}: {job.name} ({minutes:.1f} min so far)", flush=True)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # or all that is left would run before anybody hears of it
+            raise

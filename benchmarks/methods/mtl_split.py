@@ -13,10 +13,10 @@ from typing import Any
 
 import link
 from commands import splitboard
-from deployed import BOARD, Deployment, deploy, part_file
+from deployed import BOARD, Deployment, judged, part_file
 from figures import Spread, paired, table
 from jobs import Store, work_off
-from pages import Page, arguments
+from result_page import Page, arguments
 from trainings import Setting, Training, settings
 
 from splitboard.contract.bundle import load_bundle
@@ -142,7 +142,7 @@ def interference_table(trainings: Store, deployed: Store, setting: Setting) -> s
     rows = []
     int8 = [found for seed in seeds if (found := deployed.read(Deployment(setting.multi_task(seed)))) is not None]
     if int8:
-        losses = {t: [100 * (a - b) for one in int8 for a, b in [_behind_backbone(one)[t]]] for t in tasks}
+        losses = {t: [100 * (a - b) for one in int8 for a, b in [one["accuracy"]["backbone.layer4"][t]]] for t in tasks}
         rows.append(["the backbone quantised to INT8", *(Spread(tuple(losses[t])).text() for t in tasks)])
     plain = {t: [100 * _result(trainings, setting.multi_task(s))["accuracy"]["test"][t] for s in seeds] for t in tasks}
     for name, make in setting.interferences():
@@ -154,12 +154,6 @@ def interference_table(trainings: Store, deployed: Store, setting: Setting) -> s
     return table(["what is done", *(f"{task}: points lost" for task in tasks)], rows)
 
 
-def _behind_backbone(one: Mapping[str, Any]) -> Mapping[str, tuple[float, float]]:
-    split = next(split for split, scope in one["scopes"].items() if scope == "backbone.layer4")
-    found: Mapping[str, tuple[float, float]] = one["accuracy"][split]
-    return found
-
-
 def main() -> None:
     """Deploys and measures what is not yet, writes the page."""
     asked = arguments(__doc__ or "")
@@ -168,7 +162,7 @@ def main() -> None:
     parts, data = [ABOUT], {}
     for setting in settings(small=asked.quick):
         jobs = [Deployment(setting.multi_task(seed)) for seed in seeds_of(trainings, setting)]
-        work_off(jobs, deployed, partial(deploy, trainings))
+        work_off(jobs, deployed, partial(judged, trainings))
         parts += [
             f"## {setting.data.name}: one network for all tasks, or one for each",
             f"Mean ± standard deviation, seeds {', '.join(map(str, seeds_of(trainings, setting)))}. "

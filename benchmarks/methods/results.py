@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from pages import arguments
+from result_page import arguments
 
 HERE = Path(__file__).parent
 SCRIPTS = ("latency_tables", "dynamic_split", "digits", "train_all", "mtl_split", "sparsity", "together")

@@ -16,12 +16,12 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from deployed import Deployment, deploy
+from deployed import Deployment, judged
 from exit_rates import Evidence, fitted, sweep
 from figures import Spread, paired, table
 from half_latencies import EDGE, SERVER, measure
 from jobs import Store, work_off
-from pages import Page, arguments
+from result_page import Page, arguments
 from trainings import DENSITIES, SCORES, Setting, settings
 
 from splitboard.contract.bundle import load_bundle
@@ -118,7 +118,7 @@ def _int8(trained: Trained, density: Fraction, deployed: Store) -> str:
         return "not measured"
     losses = []
     for task in trained.tasks:
-        pairs = [next(reversed(one["accuracy"].values()))[task] for one in kept]
+        pairs = [one["accuracy"]["local"][task] for one in kept]
         losses.append(f"{task} {np.mean([100 * (a - b) for a, b in pairs]):+.2f}")
     return ", ".join(losses)
 
@@ -325,7 +325,7 @@ def main() -> None:
     parts, data = [ABOUT], {}
     for setting in settings(small=asked.quick):
         trained = Trained(setting, trainings)
-        work_off(deployments(trained), deployed, partial(deploy, trainings))
+        work_off(deployments(trained), deployed, partial(judged, trainings))
         found = latencies(trained, deployed, 10 if asked.quick else ROUNDS)
         name = setting.data.name
         data[name] = {

@@ -188,7 +188,7 @@ ELPV = Setting(
 )
 
 _LITE0 = Network("efficientnet-lite0", ELPV.network.classes, 160, Flat())
-_LITE0_RECIPE = Recipe(stages=(Stage(3, 128), Stage(3, 160)), learning_rate=1.5e-3, threads=1, augmentation=CELLS)
+_LITE0_RECIPE = Recipe(stages=(Stage(5, 160),), learning_rate=1.5e-3, threads=1, augmentation=CELLS)
 PLAIN = Training("elpv-lite0-plain", OnElpv(), _LITE0, _LITE0_RECIPE, pretrained=True)
 """MTL-Split as in the paper: dense heads on the flattened feature map, no exits."""
 
@@ -198,7 +198,7 @@ TOGETHER = replace(
     network=replace(
         _LITE0,
         exits=(ExitAt("blocks.4"), ExitAt("blocks.10")),
-        sparsity=Sparsity(heads=Fraction(1, 16)),
+        sparsity=Sparsity(heads=Fraction(1, 8)),
     ),
 )
 """The same with sparse heads and early exits, which are trained with the rest."""

@@ -190,7 +190,8 @@ def _known(request: TrainRequest) -> _Known:
 
 def _recipe(request: TrainRequest, known: _Known, backbone: str) -> Recipe:
     recipe = elpv.RECIPES.get(backbone, known.recipe) if request.dataset == "elpv" else known.recipe
-    if request.epochs is not None or request.size is not None:
+    # Flattened heads take images of one size only: no stages of smaller ones.
+    if request.epochs is not None or request.size is not None or request.head == "flat":
         epochs = request.epochs or sum(stage.epochs for stage in recipe.stages)
         recipe = replace(recipe, stages=(Stage(epochs, request.size or recipe.stages[-1].size),))
     if request.learning_rate is not None and not 0 < request.learning_rate <= 1:

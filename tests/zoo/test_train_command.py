@@ -218,6 +218,14 @@ def test_options_become_a_network_and_a_recipe() -> None:
     assert made.data.train.images.read(np.arange(1)).shape == (1, 48, 48, 3)
 
 
+def test_flattened_heads_are_trained_at_one_size() -> None:
+    """The recipe of ELPV grows the images, but a flattened map has as many values as the last ones give."""
+    asked = training(TrainRequest("elpv", head="flat"))
+    assert [stage.size for stage in asked.recipe.stages] == [224]
+    pooled = training(TrainRequest("elpv")).recipe
+    assert sum(one.epochs for one in asked.recipe.stages) == sum(one.epochs for one in pooled.stages)
+
+
 def test_published_weights_are_begun_with(small: DataSet, tmp_path: Path) -> None:
     """After one step of nearly nothing the backbone is still what was published."""
     torch.manual_seed(5)

@@ -71,3 +71,22 @@ class Page:
         page = folder / f"{self.name}.md"
         page.write_text("\n\n".join([f"# {self.title}", *parts, end]) + "\n", encoding="utf-8")
         return page
+
+
+def between(file: Path, name: str, text: str) -> None:
+    """Puts text between a file's marks ``<!-- NAME: ... -->`` and ``<!-- end of NAME -->``.
+
+    Args:
+        file: Markdown.
+        name: of the marks.
+        text: in place of what is there.
+
+    Raises:
+        ValueError: the marks are not there.
+    """
+    before, begin, rest = file.read_text(encoding="utf-8").partition(f"<!-- {name}:")
+    opening, closed, rest = rest.partition("-->\n")
+    _, end, after = rest.partition(f"<!-- end of {name} -->")
+    if not begin or not closed or not end:
+        raise ValueError(f"{file} has no marks of {name}")
+    file.write_text(f"{before}{begin}{opening}{closed}{text}\n{end}{after}", encoding="utf-8")
