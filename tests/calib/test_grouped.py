@@ -35,7 +35,7 @@ from export.reference import reference_session, relative_error
 from export.shuffles import inside_shuffles, shuffles
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
-import sparse  # type: ignore[import-not-found, unused-ignore]
+import sparse_nets  # type: ignore[import-not-found, unused-ignore]
 
 sys.path.pop(0)
 
@@ -67,7 +67,7 @@ def images() -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def graph() -> Graph:
-    return exported(sparse.grouped())
+    return exported(sparse_nets.grouped())
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +246,7 @@ def test_tensorrt_does_not_take_every_packed_weight() -> None:
 
 
 def test_the_files_shrink_with_the_weights(content: bytes, images: list[np.ndarray]) -> None:
-    dense = exported(sparse.dense())
+    dense = exported(sparse_nets.dense())
     prepared = prepare(dense, dense.outputs, images, Recipe(ranges="minmax"), lambda _: None)
     edge = float_edge(prepared, {"local": dense.outputs}, images[:2])
     (table,) = edge.tables.values()
@@ -262,7 +262,7 @@ def test_the_files_shrink_with_the_weights(content: bytes, images: list[np.ndarr
 
 
 def test_a_scattered_network_is_as_accurate_in_int8(images: list[np.ndarray]) -> None:
-    graph = exported(sparse.scattered())
+    graph = exported(sparse_nets.scattered())
     prepared = prepare(graph, graph.outputs, images, Recipe(ranges="p99.99"), lambda _: None)
     edge = float_edge(prepared, {"local": graph.outputs}, images[:2])
     (table,) = edge.tables.values()

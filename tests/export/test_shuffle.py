@@ -26,7 +26,7 @@ from export.shuffles import inside_shuffles, shuffles
 from export.tflite import convert, onnx_name
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
-import sparse  # type: ignore[import-not-found, unused-ignore]
+import sparse_nets  # type: ignore[import-not-found, unused-ignore]
 
 sys.path.pop(0)
 
@@ -50,7 +50,7 @@ def exported(net: nn.Module) -> Graph:
 
 @pytest.fixture(scope="module")
 def net() -> nn.Module:
-    made: nn.Module = sparse.grouped()
+    made: nn.Module = sparse_nets.grouped()
     return made
 
 
