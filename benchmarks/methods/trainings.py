@@ -28,7 +28,7 @@ from splitboard.zoo.multitask import ExitAt, Flat, Pooled
 from splitboard.zoo.networks import Network, make
 from splitboard.zoo.sparsity import Sparsity, stored
 from splitboard.zoo.sparsity.stored import macs
-from splitboard.zoo.training import fit, predict
+from splitboard.zoo.training import Checkpoints, fit, predict
 from splitboard.zoo.training.recipe import CELLS, Recipe, Stage
 
 WEIGHTS, SCORES = ".safetensors", ".npz"
@@ -238,8 +238,10 @@ def train(training: Training, store: Store) -> Mapping[str, Any]:
     if training.pretrained:
         load_imagenet(net)
     started = time.monotonic()
+    unfinished = Checkpoints(store.path(f"{training.name}.checkpoint"), about={"the training": repr(training)})
     with steps(training.name) as show:
-        fit(net, data, training.recipe, lambda done, total, loss: show(f"loss {loss:.3f}", done, total))
+        fit(net, data, training.recipe, lambda done, total, loss: show(f"loss {loss:.3f}", done, total), unfinished)
+    unfinished.path.unlink(missing_ok=True)
     seconds = time.monotonic() - started
     save_file(
         {name: value.contiguous() for name, value in net.state_dict().items()},
@@ -254,7 +256,7 @@ def train(training: Training, store: Store) -> Mapping[str, Any]:
     np.savez_compressed(store.path(training.name + SCORES), **scores)  # type: ignore[arg-type]  # numpy's stub
     size = training.network.size
     return {
-        "seconds": seconds,
+        "seconds": seconds,  # since it was last begun
         "parts": {"train": data.train.sha256, "validation": data.validation.sha256, "test": data.test.sha256},
         "n": {
             "train": len(data.train.images),

@@ -24,7 +24,7 @@ class Network:
         classes: tasks and their numbers of classes, in the order of the outputs.
         size: rows and columns of the images.
         head: of every task.
-        exits: early exits, each with a head for every task.
+        exits: early exits, each with a head for every task that it scores.
         sparsity: which weights exist; ``None`` for all.
     """
 
@@ -43,9 +43,10 @@ def make(network: Network) -> MultiTaskNet:
         network: what is wanted.
 
     Raises:
-        UserError: there is no such backbone or place for an exit, it does not run on images of this size, or no degrees
-            give a layer its density.
+        UserError: there is no such backbone, place for an exit or task, it does not run on images of this size, or no
+            degrees give a layer its density.
     """
+    _check_tasks(network)
     backbone = backbones.make(network.backbone)
     last, taken = _maps(backbone, network)
     flat = isinstance(network.head, Flat)
@@ -81,6 +82,15 @@ def _maps(backbone: nn.Module, network: Network) -> tuple[torch.Size, dict[str, 
             what = f'"{path}" of the backbone "{name}"' if path else f'the backbone "{name}"'
             raise UserError(f"{what} does not return one feature map [n, c, h, w]", ["name a convolution or a block"])
     return last.shape, {path: found.shape for path, found in taken.items()}
+
+
+def _check_tasks(network: Network) -> None:
+    """Refuses exits and sparse heads of tasks that the network does not have."""
+    known = [task for task, _ in network.classes]
+    sparse = network.sparsity.tasks if network.sparsity is not None else ()
+    for task in (*sparse, *(task for one in network.exits for task in one.tasks)):
+        if task not in known:
+            raise UserError(f'the network has no task "{task}"', [f"its tasks are: {', '.join(known)}"])
 
 
 def _check_paths(backbone: nn.Module, name: str, paths: tuple[str, ...]) -> None:

@@ -55,6 +55,18 @@ def test_heads_and_exits_are_what_the_papers_say(kind: Pooled | Flat) -> None:
     assert net.outputs[4] == Output("age_exit_layer3_0", "age", 0.1)
 
 
+def test_exits_and_sparse_heads_of_some_tasks() -> None:
+    exits = (ExitAt("layer2", tasks=("gender",)),)
+    sparse = Sparsity(heads=Fraction(1, 8), tasks=("age",))
+    net = networks.make(replace(RESNET, exits=exits, sparsity=sparse)).eval()
+    with torch.no_grad():
+        found = net(torch.rand(1, 3, 64, 64))
+    assert {name: value.shape[1] for name, value in found.items()} == {"age": 9, "gender": 2, "gender_exit_layer2": 2}
+    state = net.state_dict()
+    assert state["heads.age.0.weight"].numel() * 8 == state["heads.gender.0.weight"].numel()
+    assert state["exits.layer2.gender.0.weight"].shape == (64, 128)
+
+
 def test_the_repr_is_an_expression_of_the_same_network() -> None:
     network = Network(
         "vgg16", CLASSES, 96, Flat(64), (ExitAt("9", 0.2),), Sparsity(Fraction(1, 8), Fraction(1, 16), Scattered(3))
@@ -110,11 +122,13 @@ def test_a_sparse_network_has_fewer_weights_in_both_parts() -> None:
         (Network("resnet50", CLASSES, 64), '"resnet50"', "resnet18"),
         (Network("keras:x", CLASSES, 64), '"keras:x"', "timm:NAME"),
         (Network("vgg16", CLASSES, 16), '"16x16"', "larger"),
+        (replace(RESNET, exits=(ExitAt("layer2", tasks=("size",)),)), '"size"', "age, gender"),
+        (replace(RESNET, sparsity=Sparsity(heads=Fraction(1, 8), tasks=("size",))), '"size"', "age, gender"),
         (replace(RESNET, exits=(ExitAt("layr2"),)), '"layr2"', "layer2"),
         (replace(RESNET, exits=(ExitAt("layer2"), ExitAt("layer2"))), '"layer2"', "one exit"),
         (replace(RESNET, sparsity=Sparsity(Fraction(1, 3))), '"1/3"', "1/4"),
     ],
-    ids=["backbone", "package", "size", "place", "twice", "density"],
+    ids=["backbone", "package", "size", "task of an exit", "task of a head", "place", "twice", "density"],
 )
 def test_what_cannot_be_made_is_refused(network: Network, said: str, tried: str) -> None:
     with pytest.raises(UserError) as caught:
