@@ -20,7 +20,7 @@ from splitboard.zoo.networks import make
 
 BOARD = "linux-x86-64"
 N_CALIBRATION = 200
-CUTS = ("layer2", "layer3", "layer4")
+CUTS = ("layer2", "layer4")
 
 
 @dataclass(frozen=True)

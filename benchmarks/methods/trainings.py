@@ -103,6 +103,7 @@ class Setting:
         recipe: its seed is replaced.
         seeds: of the comparison of densities.
         few_seeds: of the others.
+        densities: that are compared, 1 first.
     """
 
     data: OnShapes | OnElpv
@@ -110,6 +111,7 @@ class Setting:
     recipe: Recipe
     seeds: tuple[int, ...]
     few_seeds: tuple[int, ...]
+    densities: tuple[Fraction, ...] = DENSITIES
 
     def training(self, variant: str, network: Network, seed: int) -> Training:
         """One of them."""
@@ -157,7 +159,7 @@ class Setting:
 
     def all(self) -> list[Training]:
         """Every training, those first that most results need."""
-        compared = [self.of_density(density, seed) for seed in self.seeds for density in DENSITIES]
+        compared = [self.of_density(density, seed) for seed in self.seeds for density in self.densities]
         tasks = [task for task, _ in self.network.classes]
         others = [
             training
@@ -222,6 +224,7 @@ def quick(setting: Setting) -> Setting:
         replace(setting.recipe, stages=(Stage(epochs, 32),)),
         seeds=(0,),
         few_seeds=(0,),
+        densities=(DENSITIES[0], CLAIMED),
     )
 
 
