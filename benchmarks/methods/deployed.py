@@ -20,7 +20,8 @@ from splitboard.zoo.networks import make
 
 BOARD = "linux-x86-64"
 N_CALIBRATION = 200
-CUTS = ("layer2", "layer4")
+EARLY, LAST = "layer2.1", "layer4.1"
+"""The last blocks of the second and of the last stage of ResNet18."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Deployment:
     training: Training
     precision: str = "int8"
     local: str | None = None
-    at: tuple[str, ...] = CUTS
+    at: tuple[str, ...] = (EARLY, LAST)
 
     @property
     def name(self) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import link
 from commands import splitboard
-from deployed import BOARD, Deployment, judged, part_file
+from deployed import BOARD, LAST, Deployment, judged, part_file
 from figures import Spread, paired, table
 from jobs import Store, work_off
 from result_page import Page, arguments
@@ -142,7 +142,9 @@ def interference_table(trainings: Store, deployed: Store, setting: Setting) -> s
     rows = []
     int8 = [found for seed in seeds if (found := deployed.read(Deployment(setting.multi_task(seed)))) is not None]
     if int8:
-        losses = {t: [100 * (a - b) for one in int8 for a, b in [one["accuracy"]["backbone.layer4"][t]]] for t in tasks}
+        losses = {
+            t: [100 * (a - b) for one in int8 for a, b in [one["accuracy"][f"backbone.{LAST}"][t]]] for t in tasks
+        }
         rows.append(["the backbone quantised to INT8", *(Spread(tuple(losses[t])).text() for t in tasks)])
     plain = {t: [100 * _result(trainings, setting.multi_task(s))["accuracy"]["test"][t] for s in seeds] for t in tasks}
     for name, make in setting.interferences():

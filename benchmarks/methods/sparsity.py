@@ -12,14 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
-from deployed import Deployment, judged
+from deployed import EARLY, Deployment, judged
 from exit_rates import Evidence, fitted, sweep
 from figures import Spread, paired, table
-from half_latencies import EDGE, SERVER, measure
+from half_latencies import EDGE, SERVER, Times, measure
 from jobs import Store, work_off
 from result_page import Page, arguments
 from trainings import CLAIMED, SCORES, Setting, settings
@@ -166,7 +167,7 @@ def _int8_bytes(stored: Mapping[str, int]) -> int:
 
 def _server_bytes(deployed: Mapping[str, Any]) -> int:
     return int(
-        next(deployed["server_bytes"][split] for split, scope in deployed["scopes"].items() if "layer2" in scope)
+        next(deployed["server_bytes"][split] for split, scope in deployed["scopes"].items() if scope.endswith(EARLY))
     )
 
 
@@ -179,23 +180,25 @@ def latencies(trained: Trained, deployed: Store, rounds: int) -> dict[str, Any]:
             str(density): Deployment(trained.setting.of_density(density, seed), precision).bundle(deployed)
             for density in trained.setting.densities
         }
-        scopes = {split.id: split.scope for split in load_bundle(bundles["1"]).splits}
-        times = measure(bundles, rounds)
         found[precision] = {
-            density: {
-                half: {scopes[split]: median(ms) for split, ms in by_split.items()} for half, by_split in halves.items()
-            }
-            for density, halves in times.items()
+            density: {half: _by_scope(bundles[density], by_split) for half, by_split in halves.items()}
+            for density, halves in measure(bundles, rounds).items()
         }
     return found
+
+
+def _by_scope(bundle: Path, by_split: Times) -> dict[str, float]:
+    """Medians by the module that a split follows; the ids of a network with shuffles are others."""
+    scopes = {split.id: split.scope for split in load_bundle(bundle).splits}
+    return {scopes[split]: median(ms) for split, ms in by_split.items()}
 
 
 def latency_table(found: Mapping[str, Any]) -> str:
     """Medians, and in brackets how many times faster than the dense one."""
     columns = [
-        ("edge to layer2, INT8", "int8", EDGE, "backbone.layer2"),
-        ("edge to layer2, float", "fp32", EDGE, "backbone.layer2"),
-        ("server from layer2, float", "int8", SERVER, "backbone.layer2"),
+        ("edge to layer2, INT8", "int8", EDGE, f"backbone.{EARLY}"),
+        ("edge to layer2, float", "fp32", EDGE, f"backbone.{EARLY}"),
+        ("server from layer2, float", "int8", SERVER, f"backbone.{EARLY}"),
         ("all on the board, INT8", "int8", EDGE, "local"),
         ("all on the board, float", "fp32", EDGE, "local"),
         ("all on the server, float", "int8", SERVER, "remote"),
