@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,9 @@ def part_file(part: Part, file: Path, n: int | None = None) -> Path:
     """The first images of a part, all if ``n`` is ``None``, as a file for the command line; written once."""
     if not file.exists():
         rows = np.arange(len(part.images) if n is None else min(n, len(part.images)))
-        save_samples(file, part.images.read(rows), {task: labels[rows] for task, labels in part.labels.items()})
+        beside = file.with_name(f"{os.getpid()}.{file.name}")  # another process may want the same file at this moment
+        save_samples(beside, part.images.read(rows), {task: labels[rows] for task, labels in part.labels.items()})
+        beside.replace(file)
     return file
 
 
