@@ -77,7 +77,10 @@ def _result(trainings: Store, training: Training) -> Mapping[str, Any]:
 
 
 def lite0_bundle(store: Store, options: Sequence[str] = ()) -> Path:
-    """The shipped checkpoint, an EfficientNet-Lite0 with pooled heads at 224 pixels, cut along its depth."""
+    """The shipped checkpoint, an EfficientNet-Lite0 with pooled heads at 224 pixels, cut along its depth.
+
+    With options, a head on the board among them, it is cut behind the pooling alone, where a head has its input.
+    """
     zoo = Path(str(files("splitboard.zoo")))
     model = store.path("elpv-lite0.model")
     if not model.exists():
@@ -86,7 +89,7 @@ def lite0_bundle(store: Store, options: Sequence[str] = ()) -> Path:
     bundle = store.path(".".join(["elpv-lite0", *(one.strip("-") for one in options), "bundle"]))
     if not bundle.exists():
         calibration = part_file(elpv.load().validation, store.path("elpv.all-calibration.npz"))
-        cuts = ("--split", ",".join(LITE0_CUTS), "--calib", calibration)
+        cuts = ("--split", PLACED_AT if options else ",".join(LITE0_CUTS), "--calib", calibration)
         splitboard("build", model, "--board", BOARD, *cuts, *options, "-o", bundle)
     return bundle
 
