@@ -94,11 +94,11 @@ def lite0_bundle(store: Store, options: Sequence[str] = ()) -> Path:
     return bundle
 
 
-LITE0_CUTS = ("backbone.blocks.4", "backbone.blocks.10", "backbone.blocks.14", "backbone.final", "pool")
+LITE0_CUTS = ("backbone.blocks.4", "backbone.blocks.10", "backbone.blocks.14", "backbone.final", "flatten")
 
 
-LITE0_CUTS = ("backbone.blocks.4", "backbone.blocks.10", "backbone.blocks.14", "backbone.final", "pool")
-PLACED_AT = "pool"
+LITE0_CUTS = ("backbone.blocks.4", "backbone.blocks.10", "backbone.blocks.14", "backbone.final", "flatten")
+PLACED_AT = "flatten"
 
 
 def places(bundle: Path, data: Path, rounds: int, images: int) -> list[link.Cell]:
