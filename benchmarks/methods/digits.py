@@ -137,7 +137,7 @@ def trained(mlp: Mlp, seed: int, train: Part, validation: Part) -> nn.Sequential
     for _ in range(MOST_EPOCHS):
         for rows in torch.randperm(len(train.labels)).split(BATCH):
             optimiser.zero_grad(set_to_none=True)
-            F.cross_entropy(net(train.images[rows]), train.labels[rows]).backward()  # type: ignore[no-untyped-call]
+            F.cross_entropy(net(train.images[rows]), train.labels[rows]).backward()  # type: ignore[no-untyped-call]  # torch's backward has no types
             optimiser.step()
         reached, waited = accuracy(net, validation), waited + 1
         if reached > best:

@@ -354,8 +354,8 @@ def measure(
     found: dict[tuple[Link | Varying, Variant], list[Answers]] = {(link, one): [] for link in links for one in variants}
     with contextlib.ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        network = stack.enter_context(emulated())  # type: ignore[arg-type]
-        url = stack.enter_context(server(network, folder))  # type: ignore[arg-type]
+        network = stack.enter_context(emulated())  # type: ignore[arg-type]  # the tests' emulator is not typed here
+        url = stack.enter_context(server(network, folder))  # type: ignore[arg-type]  # likewise
         group = None if share is None else stack.enter_context(slow_board(share))
         runner = _Runner(network, folder.resolve(), bundle, url, group)
         for number in range(rounds):

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
-from pathlib import Path
-
 import numpy as np
 import onnx
 import pytest
+import sparse_nets
 import torch
 from ai_edge_litert.tools import flatbuffer_utils
 from conftest import synthetic_images
 from onnx import helper, numpy_helper
+from sparse_graphs import TASKS, exported
 
 from boards.kinds import load_kind
 from calib.artefact import accelerated_partitions, count_operators, count_shuffles, float_tensors, read_model
@@ -27,36 +25,11 @@ from calib.quantise import int8
 from calib.recipe import Prepared, Recipe, prepare
 from calib.tflite_edge import FloatEdge, float_edge
 from calib.weights import layers
-from export.clean import clean
 from export.graph import Graph
 from export.opset import lower_opset
 from export.packed import pack
 from export.reference import reference_session, relative_error
 from export.shuffles import inside_shuffles, shuffles
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
-import sparse_nets  # type: ignore[import-not-found, unused-ignore]
-
-sys.path.pop(0)
-
-_TASKS = ["shape", "colour"]
-
-
-def exported(net: torch.nn.Module) -> Graph:
-    """As `splitboard export` makes it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            net,
-            (torch.zeros(1, 3, 32, 32),),
-            dynamo=True,
-            optimize=False,
-            verbose=False,
-            input_names=["image"],
-            output_names=_TASKS,
-        )
-    assert program is not None
-    return Graph(clean(program.model_proto).model)
 
 
 @pytest.fixture(scope="module")
@@ -88,13 +61,13 @@ def content(edge: FloatEdge) -> bytes:
 
 def answers(graph: Graph, images: list[np.ndarray]) -> dict[str, np.ndarray]:
     session = reference_session(graph.model)
-    found = [session.run(_TASKS, {"image": one}) for one in images]
-    return {name: np.concatenate([one[i] for one in found]) for i, name in enumerate(_TASKS)}
+    found = [session.run(TASKS, {"image": one}) for one in images]
+    return {name: np.concatenate([one[i] for one in found]) for i, name in enumerate(TASKS)}
 
 
 def test_full_int8_is_near_float(graph: Graph, content: bytes, images: list[np.ndarray]) -> None:
     expected, found = answers(graph, images), TfliteRun(content, "local").all(images)
-    for task in _TASKS:
+    for task in TASKS:
         assert relative_error(found[task], expected[task]) < 0.12
         signal = np.square(expected[task]).sum() / np.square(found[task] - expected[task]).sum()
         assert 10 * np.log10(signal) > 20
@@ -207,8 +180,8 @@ def test_explicit_qdq_passes_through_the_shuffle(prepared: Prepared, images: lis
         assert shapes[f"{weight}/axis0/scale"] == shapes[weight][:1]
     expected = answers(graph, images)
     session = reference_session(model)
-    for i, task in enumerate(_TASKS):
-        found = np.concatenate([session.run(_TASKS, {"image": one})[i] for one in images])
+    for i, task in enumerate(TASKS):
+        found = np.concatenate([session.run(TASKS, {"image": one})[i] for one in images])
         assert relative_error(found, expected[task]) < 0.12
     older = Graph(lower_opset(graph.model, 17))
     kind = load_kind("jetson-orin-nano")
@@ -220,7 +193,7 @@ def test_tensorrt_takes_the_qdq_graph(prepared: Prepared) -> None:
     from tensorrt_parser import errors
 
     (table,) = prepared.tables.values()
-    assert errors(emit(prepared.graph, plan(prepared.graph, _TASKS, table))) == []
+    assert errors(emit(prepared.graph, plan(prepared.graph, TASKS, table))) == []
 
 
 @pytest.mark.trtrtx
@@ -267,5 +240,5 @@ def test_a_scattered_network_is_as_accurate_in_int8(images: list[np.ndarray]) ->
     edge = float_edge(prepared, {"local": graph.outputs}, images[:2])
     (table,) = edge.tables.values()
     found, expected = TfliteRun(int8(edge.floating, table), "local").all(images), answers(graph, images)
-    for task in _TASKS:
+    for task in TASKS:
         assert relative_error(found[task], expected[task]) < 0.12

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import sparse_nets
 import torch
 from ai_edge_litert.tools import flatbuffer_utils
 from onnx import ModelProto, TensorProto, helper, numpy_helper
+from sparse_graphs import exported
 from torch import nn
 from torch.nn import functional as F
 
-from export.clean import clean
 from export.costs import Costs
 from export.cuts import multi_tensor_cuts, single_tensor_cuts
 from export.graph import Graph
@@ -24,28 +22,6 @@ from export.reference import reference_session
 from export.replay import Replay, shared_constants
 from export.shuffles import inside_shuffles, shuffles
 from export.tflite import convert, onnx_name
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
-import sparse_nets  # type: ignore[import-not-found, unused-ignore]
-
-sys.path.pop(0)
-
-
-def exported(net: nn.Module) -> Graph:
-    """As `splitboard export` makes it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            net,
-            (torch.zeros(1, 3, 32, 32),),
-            dynamo=True,
-            optimize=False,
-            verbose=False,
-            input_names=["image"],
-            output_names=["shape", "colour"],
-        )
-    assert program is not None
-    return Graph(clean(program.model_proto).model)
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ class Photographs:
                 f'"{self.size}" is not a size of images', [f"ask for {SIZES.start} to {SIZES.stop - 1} pixels"]
             )
         try:
-            import PIL.Image  # noqa: F401
+            import PIL.Image  # noqa: F401 - only whether it is there
         except ModuleNotFoundError as error:
             raise UserError(
                 'image files are read with "pillow", which is not installed', ["pip install pillow"]

@@ -33,9 +33,9 @@ class GroupedConv2d(nn.Conv2d):
             like.in_channels,
             like.out_channels,
             like.kernel_size,  # type: ignore[arg-type]  # torch keeps its pairs as tuples of any length
-            like.stride,  # type: ignore[arg-type]
-            like.padding,  # type: ignore[arg-type]
-            like.dilation,  # type: ignore[arg-type]
+            like.stride,  # type: ignore[arg-type]  # likewise
+            like.padding,  # type: ignore[arg-type]  # likewise
+            like.dilation,  # type: ignore[arg-type]  # likewise
             groups,
             like.bias is not None,
         )
