@@ -21,8 +21,6 @@ from splitboard.zoo.networks import make
 
 BOARD = "linux-x86-64"
 N_CALIBRATION = 200
-EARLY, LAST = "layer2.1", "layer4.1"
-"""The last blocks of the second and of the last stage of ResNet18."""
 
 
 @dataclass(frozen=True)
@@ -31,20 +29,18 @@ class Deployment:
 
     Attributes:
         training: of its network.
+        cuts: modules of the backbone that it is cut behind, the last one last.
         precision: of its edge half.
-        local: task whose head is on the board, if any.
-        at: modules of the backbone that it is cut behind.
     """
 
     training: Training
+    cuts: tuple[str, ...]
     precision: str = "int8"
-    local: str | None = None
-    at: tuple[str, ...] = (EARLY, LAST)
 
     @property
     def name(self) -> str:
         """Of its files."""
-        return ".".join([self.training.name, self.precision, *([self.local] if self.local else [])])
+        return f"{self.training.name}.{self.precision}"
 
     def bundle(self, store: Store) -> Path:
         """Its folder."""
@@ -95,10 +91,9 @@ def built(trainings: Store, deployment: Deployment, store: Store) -> Mapping[str
     model = exported(training, trainings, store)
     calibration = part_file(data.train, store.path(f"{data.name}.calibration.npz"), N_CALIBRATION)
     bundle = deployment.bundle(store)
-    cuts = ",".join(f"backbone.{module}" for module in deployment.at)
+    cuts = ",".join(f"backbone.{module}" for module in deployment.cuts)
     told = splitboard(
         *("build", model, "--board", BOARD, "--split", cuts, "--precision", deployment.precision),
-        *(("--local", deployment.local) if deployment.local else ()),
         *("--calib", calibration, "-o", bundle),
     )
     return {
@@ -116,7 +111,7 @@ def judged(trainings: Store, deployment: Deployment, store: Store) -> Mapping[st
         As `built`, and ``accuracy`` by split and task: of the float model, and deployed.
     """
     found = built(trainings, deployment, store)
-    behind = f"backbone.{deployment.at[-1]}"
+    behind = f"backbone.{deployment.cuts[-1]}"
     splits = ",".join(split for split, scope in found["scopes"].items() if scope in (behind, "local"))
     test = test_images(deployment.training.data.load(), store)
     lines = splitboard("check", deployment.bundle(store), "--data", test, "--splits", splits, verdicts=(0, 1, 2))

@@ -10,26 +10,25 @@ and batches anew. As in the papers: He's normal weights (with the inputs that ex
 counts on the test part is the epoch that was best on validation, of equally good ones the first; a training ends when
 `PATIENCE` epochs were no better.
 
-Usage: python benchmarks/methods/digits.py [--seeds 10]    writes docs/results/digits.md and data/digits.json
+Usage: python benchmarks/methods/digits.py [--quick] [--pages docs/results]
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import sqrt
-from pathlib import Path
 
 import numpy as np
 import torch
 from figures import Spread
+from result_page import arguments
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from stamp import ROOT, paragraph, take_stamp
+from stamp import paragraph, take_stamp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -51,7 +50,7 @@ _SIDE = 28
 _LEVELS = 16
 """A digit's pixels are 0 to 16."""
 
-_RESULTS = ROOT / "docs" / "results"
+_SEEDS = 10
 _INADMISSIBLE = (800, 3, 1)
 """A junction whose out-degree gives no whole in-degree: its refusal stands in the page."""
 
@@ -228,24 +227,22 @@ Made by `python benchmarks/methods/digits.py`; every seed's figures are in [data
 
 def main() -> None:
     """Trains, writes."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--out", type=Path, default=_RESULTS)
-    options = parser.parse_args()
+    asked = arguments(__doc__ or "")
+    seeds = range(1 if asked.quick else _SEEDS)
     torch.set_num_threads(1)
     started = time.monotonic()
     data = parts()
     results = []
     for mlp in NETWORKS:
-        results.append(run(mlp, range(options.seeds), data))
+        results.append(run(mlp, seeds, data))
         print(f"{mlp.name}: {Spread(results[-1].test).text()} ({time.monotonic() - started:.0f} s)", flush=True)
-    stamp = take_stamp(range(options.seeds))
+    stamp = take_stamp(seeds)
     train, validation, test = (len(part.labels) for part in data)
-    (options.out / "data").mkdir(parents=True, exist_ok=True)
+    (asked.pages / "data").mkdir(parents=True, exist_ok=True)
     raw = {"stamp": asdict(stamp), "results": [asdict(one) for one in results]}
-    (options.out / "data" / "digits.json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
+    (asked.pages / "data" / "digits.json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
     text = page(results, (train, validation, test), paragraph(stamp))
-    (options.out / "digits.md").write_text(text, encoding="utf-8")
+    (asked.pages / "digits.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ class Varying:
 
 
 LINKS = (Link(1, 40), Link(10, 20), Link(100, 5), Link(1000, 1))
-"""Rates of the issue's table, with round trips as on LTE-M, LTE, Wi-Fi and Ethernet (assumed, not recorded)."""
+"""Four decades of rates, with round trips as on LTE-M, LTE, Wi-Fi and Ethernet (assumed, not recorded)."""
 
 
 @dataclass(frozen=True)

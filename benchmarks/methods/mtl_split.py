@@ -6,6 +6,7 @@ Usage: python benchmarks/methods/mtl_split.py [--quick] [--store build/results] 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -13,11 +14,11 @@ from typing import Any
 
 import link
 from commands import splitboard
-from deployed import BOARD, LAST, Deployment, judged, part_file
+from deployed import BOARD, Deployment, judged, part_file
 from figures import Spread, paired, table
 from jobs import Store, work_off
 from result_page import Page, arguments
-from trainings import Setting, Training, settings
+from trainings import Setting, Training, of_interference, of_tasks, task_seeds
 
 from splitboard.contract.bundle import load_bundle
 from splitboard.zoo.data import elpv
@@ -28,36 +29,49 @@ Make = Callable[[int], Training]
 ROUNDS, IMAGES = 4, 8
 
 
-def seeds_of(trainings: Store, setting: Setting) -> list[int]:
-    """Those that everything of the comparison has been trained with."""
-    return [
-        seed
-        for seed in setting.few_seeds
-        if all(trainings.read(one) for one in (setting.multi_task(seed), setting.pooled(seed), *_single(setting, seed)))
-    ]
+@dataclass(frozen=True)
+class Compared:
+    """The networks of one setting for all tasks, for one task each, and with pooled heads.
+
+    Attributes:
+        setting: of the data set.
+        trainings: where they are kept.
+        asked: seeds.
+    """
+
+    setting: Setting
+    trainings: Store
+    asked: tuple[int, ...]
+
+    @property
+    def seeds(self) -> list[int]:
+        """Those that everything of the comparison has been trained with."""
+        return [s for s in self.asked if all(self.trainings.read(one) for one in self.setting.multi_and_single(s))]
+
+    def result(self, training: Training) -> Mapping[str, Any]:
+        """Of a training that is finished."""
+        found = self.trainings.read(training)
+        assert found is not None, training.name
+        return found
+
+    def accuracy(self, make: Make, task: str) -> Spread:
+        """Percent of the test images, by seed."""
+        return Spread(tuple(100 * self.result(make(seed))["accuracy"]["test"][task] for seed in self.seeds))
 
 
-def _single(setting: Setting, seed: int) -> list[Training]:
-    return [setting.single_task(task, seed) for task, _ in setting.network.classes]
-
-
-def accuracy_table(trainings: Store, setting: Setting) -> str:
+def accuracy_table(compared: Compared) -> str:
     """Single-task against multi-task, and the paper's heads against pooled ones."""
-    seeds = seeds_of(trainings, setting)
-    tasks = [task for task, _ in setting.network.classes]
-
-    def spread(make: Make, task: str) -> Spread:
-        return Spread(tuple(100 * _result(trainings, make(seed))["accuracy"]["test"][task] for seed in seeds))
-
-    alone = {task: spread(partial(setting.single_task, task), task) for task in tasks}
-    rows = [_row("one network per task", alone, None, [_result(trainings, one) for one in _single(setting, seeds[0])])]
+    setting, first = compared.setting, compared.seeds[0]
+    alone = {task: compared.accuracy(partial(setting.single_task, task), task) for task in setting.tasks}
+    single = [compared.result(setting.single_task(task, first)) for task in setting.tasks]
+    rows = [_row("one network per task", alone, None, single)]
     for name, make in (
         ("multi-task, the paper's heads", setting.multi_task),
         ("multi-task, pooled heads", setting.pooled),
     ):
-        found = {task: spread(make, task) for task in tasks}
-        rows.append(_row(name, found, alone, [_result(trainings, make(seeds[0]))]))
-    header = ["network", *(f"{task}, %" for task in tasks), *(f"{task}: points gained" for task in tasks)]
+        found = {task: compared.accuracy(make, task) for task in setting.tasks}
+        rows.append(_row(name, found, alone, [compared.result(make(first))]))
+    header = ["network", *(f"{t}, %" for t in setting.tasks), *(f"{t}: points gained" for t in setting.tasks)]
     return table([*header, "float32 bytes", "MACs for all tasks"], rows)
 
 
@@ -68,12 +82,6 @@ def _row(
     size = sum(4 * (one["stored"]["weights"] + one["stored"]["other"]) for one in networks)
     work = sum(one["macs"]["run"] for one in networks)
     return [name, *(one.text() for one in found.values()), *gained, f"{size:,}", f"{work / 1e6:.1f} M"]
-
-
-def _result(trainings: Store, training: Training) -> Mapping[str, Any]:
-    found = trainings.read(training)
-    assert found is not None, training.name
-    return found
 
 
 def lite0_bundle(store: Store, options: Sequence[str] = ()) -> Path:
@@ -92,9 +100,6 @@ def lite0_bundle(store: Store, options: Sequence[str] = ()) -> Path:
         cuts = ("--split", PLACED_AT if options else ",".join(LITE0_CUTS), "--calib", calibration)
         splitboard("build", model, "--board", BOARD, *cuts, *options, "-o", bundle)
     return bundle
-
-
-LITE0_CUTS = ("backbone.blocks.4", "backbone.blocks.10", "backbone.blocks.14", "backbone.final", "flatten")
 
 
 LITE0_CUTS = ("backbone.blocks.4", "backbone.blocks.10", "backbone.blocks.14", "backbone.final", "flatten")
@@ -134,29 +139,30 @@ def placement_table(cells: Sequence[link.Cell]) -> str:
     return table([*header, *(f"{task}, %" for task in tasks)], rows)
 
 
-def interference_table(trainings: Store, deployed: Store, setting: Setting) -> str:
+def interference_table(compared: Compared, deployed: Store) -> str:
     """What each task loses when something is done to the network that it shares.
 
     Quantised: the INT8 edge half up to the last feature map, float heads; float minus deployed, mean over the seeds.
     Exited and sparse: the network that was trained so against the plain one of the same seed.
     """
-    tasks = [task for task, _ in setting.network.classes]
-    seeds = seeds_of(trainings, setting)
-    rows = []
-    int8 = [found for seed in seeds if (found := deployed.read(Deployment(setting.multi_task(seed)))) is not None]
-    if int8:
-        losses = {
-            t: [100 * (a - b) for one in int8 for a, b in [one["accuracy"][f"backbone.{LAST}"][t]]] for t in tasks
-        }
-        rows.append(["the backbone quantised to INT8", *(Spread(tuple(losses[t])).text() for t in tasks)])
-    plain = {t: [100 * _result(trainings, setting.multi_task(s))["accuracy"]["test"][t] for s in seeds] for t in tasks}
+    setting, seeds, tasks = compared.setting, compared.seeds, compared.setting.tasks
+    behind = f"backbone.{setting.cuts[-1]}"
+    int8 = [one for seed in seeds if (one := deployed.read(deployment(setting, seed))) is not None]
+    losses = {task: [100 * (a - b) for one in int8 for a, b in [one["accuracy"][behind][task]]] for task in tasks}
+    rows = [["the backbone quantised to INT8", *(Spread(tuple(losses[task])).text() for task in tasks)]]
     for name, make in setting.interferences():
-        found = [trainings.read(make(seed)) for seed in seeds]
-        kept = [(i, one) for i, one in enumerate(found) if one is not None]
+        found = {seed: compared.trainings.read(make(seed)) for seed in seeds}
+        kept = {seed: one["accuracy"]["test"] for seed, one in found.items() if one is not None}
+        plain = {seed: compared.result(setting.multi_task(seed))["accuracy"]["test"] for seed in kept}
+        lost = {task: tuple(100 * (plain[seed][task] - kept[seed][task]) for seed in kept) for task in tasks}
         if kept:
-            lost = {t: tuple(plain[t][i] - 100 * one["accuracy"]["test"][t] for i, one in kept) for t in tasks}
-            rows.append([name, *(Spread(lost[t]).text() for t in tasks)])
+            rows.append([name, *(Spread(lost[task]).text() for task in tasks)])
     return table(["what is done", *(f"{task}: points lost" for task in tasks)], rows)
+
+
+def deployment(setting: Setting, seed: int) -> Deployment:
+    """Of the plain multi-task network."""
+    return Deployment(setting.multi_task(seed), setting.cuts)
 
 
 def main() -> None:
@@ -165,17 +171,26 @@ def main() -> None:
     trainings, deployed = Store(asked.store / "trainings"), Store(asked.store / "deployments")
     rounds, images = (1, 4) if asked.quick else (ROUNDS, IMAGES)
     parts, data = [ABOUT], {}
-    for setting in settings(small=asked.quick):
-        jobs = [Deployment(setting.multi_task(seed)) for seed in seeds_of(trainings, setting)]
-        work_off(jobs, deployed, partial(judged, trainings))
+    pays = of_interference(small=asked.quick)
+    for setting in of_tasks(small=asked.quick):
+        compared = Compared(setting, trainings, task_seeds(small=asked.quick))
         parts += [
             f"## {setting.data.name}: one network for all tasks, or one for each",
-            f"Mean ± standard deviation, seeds {', '.join(map(str, seeds_of(trainings, setting)))}. "
-            "Bytes and multiply-accumulates are of all tasks together.",
-            accuracy_table(trainings, setting),
-            "Which task pays when something is done to the network that they share:",
-            interference_table(trainings, deployed, setting),
+            _about(compared),
+            accuracy_table(compared),
         ]
+        data[setting.name] = {
+            one.name: compared.result(one) for seed in compared.seeds for one in setting.multi_and_single(seed)
+        }
+        if setting == pays:
+            work_off([deployment(setting, seed) for seed in compared.seeds], deployed, partial(judged, trainings))
+            interfering = [make(seed) for seed in compared.seeds for _, make in setting.interferences()]
+            data["interference"] = {one.name: found for one in interfering if (found := trainings.read(one))}
+            parts += [
+                "### Which task pays when something is done to the network that they share",
+                INTERFERENCE,
+                interference_table(compared, deployed),
+            ]
     test = part_file(elpv.load().test, deployed.path("elpv.test.npz"))
     cells = places(lite0_bundle(deployed), test, rounds, images)
     placed = placements(deployed, test, rounds, images)
@@ -190,6 +205,21 @@ def main() -> None:
     data["places"] = [cell.to_json() for cell in [*cells, *placed]]
     print(Page("mtl-split", "MTL-Split", "make results").write(asked.pages, parts, data))
 
+
+def _about(compared: Compared) -> str:
+    setting, counts = compared.setting, compared.result(compared.setting.multi_task(compared.seeds[0]))["n"]
+    steps = sum(stage.epochs for stage in setting.recipe.stages) * (counts["train"] // setting.recipe.batch)
+    return (
+        f"{setting.network.backbone} from random weights at {setting.network.size} pixels, {counts['train']:,} "
+        f"training images, {steps} steps of {setting.recipe.batch}, {counts['test']:,} test images; mean ± standard deviation, "
+        f"seeds {', '.join(map(str, compared.seeds))}. Bytes and multiply-accumulates are of all tasks together."
+    )
+
+
+INTERFERENCE = """\
+Points lost against the plain network of the same seed. Quantised, only the backbone is in INT8, up to the cut of the
+paper; exits and sparse layers were there in training. *Everything sparse* leaves the stem, the depthwise filters, the
+squeeze-and-excitation and the last layer of each head dense."""
 
 ABOUT = """\
 MTL-Split (arXiv 2407.05982) trains one backbone for all tasks, leaves it on the edge and sends its last feature map to

@@ -8,6 +8,9 @@ Usage: python benchmarks/methods/sparsity.py [--quick] [--store build/results] [
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,13 +20,13 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from deployed import EARLY, Deployment, judged
+from deployed import Deployment, judged
 from exit_rates import Evidence, fitted, sweep
 from figures import Spread, paired, table
 from half_latencies import EDGE, SERVER, Times, measure
 from jobs import Store, work_off
 from result_page import Page, arguments
-from trainings import CLAIMED, SCORES, Setting, settings
+from trainings import CLAIMED, SCORES, Setting, of_sparsity
 
 from splitboard.contract.bundle import load_bundle
 from splitboard.contract.exits import MEASURES
@@ -51,16 +54,21 @@ class Trained:
     trainings: Store
 
     @property
-    def tasks(self) -> list[str]:
-        """In the order of the outputs."""
-        return [task for task, _ in self.setting.network.classes]
+    def first(self) -> int:
+        """The seed of what is timed, and of sizes, which are the same for all seeds."""
+        return self.setting.seeds[Fraction(1)][0]
 
-    def seeds(self) -> list[int]:
-        """Those that all densities have been trained with."""
+    @property
+    def densities(self) -> list[Fraction]:
+        """Those with a finished seed, 1 first."""
+        return [density for density in self.setting.seeds if self.seeds(density)]
+
+    def seeds(self, density: Fraction) -> list[int]:
+        """Those that this density and the dense network have been trained with."""
         return [
             seed
-            for seed in self.setting.seeds
-            if all(self.trainings.read(self.setting.of_density(one, seed)) for one in self.setting.densities)
+            for seed in self.setting.seeds[density]
+            if all(self.trainings.read(self.setting.of_density(one, seed)) for one in (Fraction(1), density))
         ]
 
     def result(self, density: Fraction, seed: int) -> Mapping[str, Any]:
@@ -71,16 +79,22 @@ class Trained:
 
     def accuracy(self, density: Fraction, task: str) -> Spread:
         """Percent of the test images, by seed."""
-        return Spread(tuple(100 * self.result(density, seed)["accuracy"]["test"][task] for seed in self.seeds()))
+        return Spread(tuple(100 * self.result(density, seed)["accuracy"]["test"][task] for seed in self.seeds(density)))
 
     def loss(self, density: Fraction, task: str) -> Spread:
         """Points against the dense network of the same seed."""
-        return paired(self.accuracy(Fraction(1), task).values, self.accuracy(density, task).values)
+        seeds, dense = self.seeds(density), self.accuracy(Fraction(1), task)
+        of_seed = dict(zip(self.seeds(Fraction(1)), dense.values, strict=True))
+        return paired([of_seed[seed] for seed in seeds], self.accuracy(density, task).values)
 
     def mean_loss(self, density: Fraction) -> Spread:
         """Mean over the tasks, by seed."""
-        losses = [self.loss(density, task).values for task in self.tasks]
+        losses = [self.loss(density, task).values for task in self.setting.tasks]
         return Spread(tuple(float(np.mean(one)) for one in zip(*losses, strict=True)))
+
+    def deployment(self, density: Fraction, seed: int, precision: str = "int8") -> Deployment:
+        """Of one training."""
+        return Deployment(self.setting.of_density(density, seed), self.setting.cuts, precision)
 
     def evidence(self, density: Fraction, seed: int, task: str, part: str, truth: np.ndarray) -> Evidence:
         """Scores of a task's exits and of its last output."""
@@ -92,16 +106,21 @@ class Trained:
 
 def accuracy_table(trained: Trained, deployed: Store) -> str:
     """Accuracy per task and what was lost, in float and as deployed."""
-    header = ["density", *(f"{task}, %" for task in trained.tasks)]
-    header += [*(f"{task}: points lost" for task in trained.tasks), "mean loss (95 % of the mean)", "INT8 local, lost"]
+    header = ["density", "seeds", *(f"{task}, %" for task in trained.setting.tasks)]
+    header += [
+        *(f"{task}: points lost" for task in trained.setting.tasks),
+        "mean loss (95 % of the mean)",
+        "INT8 local, lost",
+    ]
     rows = []
-    for density in trained.setting.densities:
+    for density in trained.densities:
         mean = trained.mean_loss(density)
         rows.append(
             [
                 str(density),
-                *(trained.accuracy(density, task).text() for task in trained.tasks),
-                *("" if density == 1 else trained.loss(density, task).text() for task in trained.tasks),
+                str(len(trained.seeds(density))),
+                *(trained.accuracy(density, task).text() for task in trained.setting.tasks),
+                *("" if density == 1 else trained.loss(density, task).text() for task in trained.setting.tasks),
                 "" if density == 1 else f"{mean.mean:+.2f}{_interval(mean)}",
                 _int8(trained, density, deployed),
             ]
@@ -116,12 +135,12 @@ def _interval(spread: Spread) -> str:
 
 def _int8(trained: Trained, density: Fraction, deployed: Store) -> str:
     """Points that INT8 costs beyond float, by task: mean over the first seeds."""
-    found = [deployed.read(Deployment(trained.setting.of_density(density, seed))) for seed in trained.seeds()]
+    found = [deployed.read(trained.deployment(density, seed)) for seed in trained.seeds(density)]
     kept = [one for one in found if one is not None]
     if not kept:
         return "not measured"
     losses = []
-    for task in trained.tasks:
+    for task in trained.setting.tasks:
         pairs = [one["accuracy"]["local"][task] for one in kept]
         losses.append(f"{task} {np.mean([100 * (a - b) for a, b in pairs]):+.2f}")
     return ", ".join(losses)
@@ -132,11 +151,11 @@ def size_table(trained: Trained, deployed: Store) -> str:
     header = ["density", "weights", "float32 bytes", "smaller", "INT8 bytes", "smaller", "MACs", "less work"]
     header += ["edge file, INT8", "server half at layer2, float"]
     rows = []
-    dense = trained.result(Fraction(1), trained.seeds()[0])
-    for density in trained.setting.densities:
-        one = trained.result(density, trained.seeds()[0])
+    dense = trained.result(Fraction(1), trained.first)
+    for density in trained.densities:
+        one = trained.result(density, trained.first)
         stored, work = one["stored"], one["macs"]["run"]
-        found = deployed.read(Deployment(trained.setting.of_density(density, trained.seeds()[0])))
+        found = deployed.read(trained.deployment(density, trained.first))
         rows.append(
             [
                 str(density),
@@ -150,7 +169,7 @@ def size_table(trained: Trained, deployed: Store) -> str:
                 *(
                     ("not measured",) * 2
                     if found is None
-                    else (f"{found['edge_bytes']:,}", f"{_server_bytes(found):,}")
+                    else (f"{found['edge_bytes']:,}", f"{_server_bytes(found, trained.setting.cuts[0]):,}")
                 ),
             ]
         )
@@ -165,20 +184,18 @@ def _int8_bytes(stored: Mapping[str, int]) -> int:
     return stored["weights"] + 4 * stored["other"] + stored["index_bytes"]
 
 
-def _server_bytes(deployed: Mapping[str, Any]) -> int:
-    return int(
-        next(deployed["server_bytes"][split] for split, scope in deployed["scopes"].items() if scope.endswith(EARLY))
-    )
+def _server_bytes(deployed: Mapping[str, Any], behind: str) -> int:
+    sizes, scopes = deployed["server_bytes"], deployed["scopes"]
+    return int(next(sizes[split] for split, scope in scopes.items() if scope == f"backbone.{behind}"))
 
 
 def latencies(trained: Trained, deployed: Store, rounds: int) -> dict[str, Any]:
     """Median milliseconds by precision, density, half and scope; all densities in turn within every round."""
-    seed = trained.seeds()[0]
     found: dict[str, Any] = {}
     for precision in ("int8", "fp32"):
         bundles = {
-            str(density): Deployment(trained.setting.of_density(density, seed), precision).bundle(deployed)
-            for density in trained.setting.densities
+            str(density): trained.deployment(density, trained.first, precision).bundle(deployed)
+            for density in trained.densities
         }
         found[precision] = {
             density: {half: _by_scope(bundles[density], by_split) for half, by_split in halves.items()}
@@ -193,12 +210,12 @@ def _by_scope(bundle: Path, by_split: Times) -> dict[str, float]:
     return {scopes[split]: median(ms) for split, ms in by_split.items()}
 
 
-def latency_table(found: Mapping[str, Any]) -> str:
+def latency_table(found: Mapping[str, Any], behind: str) -> str:
     """Medians, and in brackets how many times faster than the dense one."""
     columns = [
-        ("edge to layer2, INT8", "int8", EDGE, f"backbone.{EARLY}"),
-        ("edge to layer2, float", "fp32", EDGE, f"backbone.{EARLY}"),
-        ("server from layer2, float", "int8", SERVER, f"backbone.{EARLY}"),
+        ("edge to layer2, INT8", "int8", EDGE, f"backbone.{behind}"),
+        ("edge to layer2, float", "fp32", EDGE, f"backbone.{behind}"),
+        ("server from layer2, float", "int8", SERVER, f"backbone.{behind}"),
         ("all on the board, INT8", "int8", EDGE, "local"),
         ("all on the board, float", "fp32", EDGE, "local"),
         ("all on the server, float", "int8", SERVER, "remote"),
@@ -226,15 +243,15 @@ def exit_table(trained: Trained, allowed: float = 0.005) -> str:
         "without exits, %",
     ]
     rows = []
-    for density in trained.setting.densities:
-        for task in trained.tasks:
+    for density in trained.densities:
+        for task in trained.setting.tasks:
             for measured in MEASURES:
                 pairs = [
                     tuple(
                         trained.evidence(density, seed, task, name, part.labels[task])
                         for name, part in (("validation", data.validation), ("test", data.test))
                     )
-                    for seed in trained.seeds()
+                    for seed in trained.seeds(density)
                 ]
                 thresholds = [fitted(validation, measured, allowed) for validation, _ in pairs]
                 tests = [test for _, test in pairs]
@@ -255,8 +272,10 @@ def sweep_table(trained: Trained, density: Fraction) -> str:
         "without exits, %",
     ]
     rows = []
-    for task in trained.tasks:
-        tests = [trained.evidence(density, seed, task, "test", data.test.labels[task]) for seed in trained.seeds()]
+    for task in trained.setting.tasks:
+        tests = [
+            trained.evidence(density, seed, task, "test", data.test.labels[task]) for seed in trained.seeds(density)
+        ]
         for measured in MEASURES:
             for threshold in SWEPT[measured]:
                 rows.append([task, measured, f"{threshold:g}", *_exited(tests, measured, [threshold] * len(tests))])
@@ -278,10 +297,10 @@ def _exited(evidence: Sequence[Evidence], measured: str, thresholds: Sequence[fl
 
 def claim(trained: Trained) -> list[str]:
     """Of every density that saves enough, whether its loss is small enough."""
-    dense = trained.result(Fraction(1), trained.seeds()[0])
+    dense = trained.result(Fraction(1), trained.first)
     lines = []
-    for density in trained.setting.densities[1:]:
-        one = trained.result(density, trained.seeds()[0])
+    for density in trained.densities[1:]:
+        one = trained.result(density, trained.first)
         storage = _float32_bytes(dense["stored"]) / _float32_bytes(one["stored"])
         work = dense["macs"]["run"] / one["macs"]["run"]
         if min(storage, work) < LEAST_SAVING:
@@ -296,37 +315,57 @@ def claim(trained: Trained) -> list[str]:
     return lines
 
 
-def speed_claim(name: str, found: Mapping[str, Any]) -> list[str]:
+def sparse_parts(sizes: str, rounds: int) -> dict[str, Any]:
+    """What `benchmarks/sparse_latency.py` measures: the four stages alone, which are all that is sparse, and the whole.
+
+    Args:
+        sizes: pixels of the square input, comma-separated.
+        rounds: interleaved.
+    """
+    script = Path(__file__).parents[1] / "sparse_latency.py"
+    asked = [sys.executable, script, "--sizes", sizes, "--rounds", str(rounds), "--json"]
+    ended = subprocess.run(asked, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, Any] = json.loads(ended.stdout)
+    return found
+
+
+def sparse_parts_table(found: Mapping[str, Any]) -> str:
+    """How many times faster than dense, with the 95 % interval; one column per engine."""
+    engines = list(dict.fromkeys(row["engine"] for row in found["rows"]))
+    by_variant: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in found["rows"]:
+        key = (f"{row['input']}", row["part"], row["variant"])
+        by_variant.setdefault(key, {})[row["engine"]] = _faster(row["dense / sparse"])
+    rows = [[*key, *(cells[engine] for engine in engines)] for key, cells in by_variant.items()]
+    return table(["input", "part", "pattern and density", *engines], rows, left=3)
+
+
+def _faster(ratio: Mapping[str, float]) -> str:
+    return f"{ratio['value']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f})"
+
+
+def speed_claim(found: Mapping[str, Any]) -> list[str]:
     """Whether what is sparse runs as much faster as was asked, where the work is at least `LEAST_SAVING` times less."""
     lines = []
-    for density in [one for one in found["int8"] if one in ("1/8", "1/16")]:
-        cells = {
-            what: found[precision]["1"][half]["local" if half == EDGE else "remote"]
-            / found[precision][density][half]["local" if half == EDGE else "remote"]
-            for what, precision, half in (
-                ("INT8 in LiteRT", "int8", EDGE),
-                ("float in LiteRT", "fp32", EDGE),
-                ("float in ONNX Runtime", "int8", SERVER),
-            )
-        }
+    for row in found["rows"]:
+        if row["part"] != "four stages" or row["variant"] not in ("grouped 1/4", "grouped 1/8", "grouped 1/16"):
+            continue
+        met = "met" if row["dense / sparse"]["value"] >= LEAST_SPEED_UP else "**not met**"
         lines.append(
-            f"- {name}, density {density}, the whole network, its dense stem included: "
-            + ", ".join(f"{what} {ratio:.2f}x" for what, ratio in cells.items())
-            + f" (asked of the sparse parts: {LEAST_SPEED_UP:g}x)."
+            f"- {row['variant']}, {row['input']} pixels, {row['engine']}: {_faster(row['dense / sparse'])}, {met} "
+            f"(at least {LEAST_SPEED_UP:g}x)."
         )
     return lines
 
 
 def deployments(trained: Trained) -> list[Deployment]:
     """INT8 for some seeds, float for the one that is timed."""
-    seeds = trained.seeds()[:N_DEPLOYED]
     int8 = [
-        Deployment(trained.setting.of_density(density, seed)) for seed in seeds for density in trained.setting.densities
+        trained.deployment(density, seed)
+        for density in trained.densities
+        for seed in trained.seeds(density)[:N_DEPLOYED]
     ]
-    return [
-        *int8,
-        *(Deployment(trained.setting.of_density(density, seeds[0]), "fp32") for density in trained.setting.densities),
-    ]
+    return [*int8, *(trained.deployment(density, trained.first, "fp32") for density in trained.densities)]
 
 
 def main() -> None:
@@ -334,42 +373,50 @@ def main() -> None:
     asked = arguments(__doc__ or "")
     trainings, deployed = Store(asked.store / "trainings"), Store(asked.store / "deployments")
     parts, data = [ABOUT], {}
-    for setting in settings(small=asked.quick):
+    for setting in of_sparsity(small=asked.quick):
         trained = Trained(setting, trainings)
         work_off(deployments(trained), deployed, partial(judged, trainings))
         found = latencies(trained, deployed, 10 if asked.quick else ROUNDS)
         name = setting.data.name
         data[name] = {
-            "seeds": trained.seeds(),
             "trainings": {
-                str(density): {seed: trained.result(density, seed) for seed in trained.seeds()}
-                for density in trained.setting.densities
+                str(density): {seed: trained.result(density, seed) for seed in trained.seeds(density)}
+                for density in trained.densities
             },
             "latency_ms": found,
         }
         parts += [
             f"## {name}",
-            f"Seeds {', '.join(map(str, trained.seeds()))}; {_about(trained)}",
-            "\n".join([*claim(trained), *speed_claim(name, found)]),
+            _about(trained),
+            "\n".join(claim(trained)),
             "### Accuracy",
             "Mean ± standard deviation over the seeds; what is lost is against the dense network of the same seed.",
             accuracy_table(trained, deployed),
             "### Storage and work",
             size_table(trained, deployed),
             "### Latency",
-            f"Medians of {10 if asked.quick else ROUNDS} interleaved rounds, one thread, seed {trained.seeds()[0]}.",
-            latency_table(found),
+            f"Medians of {10 if asked.quick else ROUNDS} interleaved rounds, one thread, seed {trained.first}.",
+            latency_table(found, setting.cuts[0]),
             "### Early exits",
             "Thresholds fitted on the validation images so that the joint answer loses at most half a point there.",
             exit_table(trained),
             f"At given thresholds, density {CLAIMED}:",
             sweep_table(trained, CLAIMED),
         ]
+    data["sparse_parts"] = sparse_parts("64" if asked.quick else "64,224", 5 if asked.quick else ROUNDS)
+    parts += [
+        "## The sparse parts alone",
+        "The four stages of ResNet18 with random weights, which are all of it that is sparse, and the whole network "
+        f"with its dense stem: {data['sparse_parts']['about']}. A scattered pattern, as in the papers, is zeros that "
+        "nothing skips: it stands beside to show that.",
+        "\n".join(speed_claim(data["sparse_parts"])),
+        sparse_parts_table(data["sparse_parts"]),
+    ]
     print(Page("sparsity", "Predefined sparsity with early exits", "make results").write(asked.pages, parts, data))
 
 
 def _about(trained: Trained) -> str:
-    one = trained.result(Fraction(1), trained.seeds()[0])
+    one = trained.result(Fraction(1), trained.first)
     counts = one["n"]
     recipe = trained.setting.recipe
     steps = sum(stage.epochs for stage in recipe.stages) * (counts["train"] // recipe.batch)

@@ -140,7 +140,7 @@ def main() -> None:
     """Deploys what is not deployed yet, measures, writes the page and its picture."""
     asked = arguments(__doc__ or "")
     trainings, deployed = Store(asked.store / "trainings"), Store(asked.store / "deployments")
-    plain, together = (Deployment(lite0(one, small=asked.quick), at=CUTS) for one in (PLAIN, TOGETHER))
+    plain, together = (Deployment(lite0(one, small=asked.quick), CUTS) for one in (PLAIN, TOGETHER))
     work_off([plain, together], deployed, partial(built, trainings))
     rules = rules_of(together.bundle(deployed), together.training, deployed)
     data = test_images(together.training.data.load(), deployed)

@@ -6,18 +6,23 @@ Usage: python benchmarks/methods/train_all.py [--quick] [--store build/results]
 from __future__ import annotations
 
 import argparse
-from itertools import zip_longest
 from pathlib import Path
 
 from jobs import WORKERS, Store, work_off
-from trainings import PLAIN, TOGETHER, Training, lite0, settings, train
+from trainings import PLAIN, TOGETHER, Training, lite0, of_interference, of_sparsity, of_tasks, task_seeds, train
 
 
 def every_training(*, small: bool) -> list[Training]:
-    """The two of the headline, then both data sets in turn."""
-    both = zip_longest(*(setting.all() for setting in settings(small=small)))
+    """Those of the headline, then seed by seed, so that pages can be made of the seeds that are finished."""
+    by_seed: dict[int, list[Training]] = {}
+    for setting in of_sparsity(small=small):
+        for one in setting.densities():
+            by_seed.setdefault(one.recipe.seed, []).append(one)
+    for seed in task_seeds(small=small):
+        by_seed[seed] += [one for setting in of_tasks(small=small) for one in setting.multi_and_single(seed)]
+        by_seed[seed] += [make(seed) for _, make in of_interference(small=small).interferences()]
     headline = [lite0(one, small=small) for one in (PLAIN, TOGETHER)]
-    return [*headline, *(one for pair in both for one in pair if one is not None)]
+    return [*headline, *(one for some in by_seed.values() for one in some)]
 
 
 def main() -> None:

@@ -32,9 +32,7 @@ from splitboard.zoo.training import Checkpoints, fit, predict
 from splitboard.zoo.training.recipe import CELLS, Recipe, Stage
 
 WEIGHTS, SCORES = ".safetensors", ".npz"
-EXITS = (ExitAt("layer2"), ExitAt("layer3"))
-"""Behind the second and the third stage of ResNet18."""
-
+SEEDS = (0, 1, 2)
 DENSITIES = tuple(Fraction(1, n) for n in (1, 2, 4, 8, 16))
 CLAIMED = DENSITIES[3]
 """The first that saves four times in storage and in work."""
@@ -95,27 +93,34 @@ class Training:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all trainings on a data set have in common.
+    """What all trainings that are compared have in common.
 
     Attributes:
+        name: begins the names of their files.
         data: the data set.
         network: the dense multi-task network with the paper's heads, without exits.
         recipe: its seed is replaced.
-        seeds: of the comparison of densities.
-        few_seeds: of the others.
-        densities: that are compared, 1 first.
+        exits: of the variants that have early ones.
+        cuts: modules of the backbone behind which it is cut: the first exit's, and the last.
+        seeds: by density, 1 first; the others are compared with the dense network of the same seed.
     """
 
+    name: str
     data: OnShapes | OnElpv
     network: Network
     recipe: Recipe
-    seeds: tuple[int, ...]
-    few_seeds: tuple[int, ...]
-    densities: tuple[Fraction, ...] = DENSITIES
+    exits: tuple[ExitAt, ...]
+    cuts: tuple[str, str]
+    seeds: Mapping[Fraction, tuple[int, ...]]
+
+    @property
+    def tasks(self) -> list[str]:
+        """In the order of the outputs."""
+        return [task for task, _ in self.network.classes]
 
     def training(self, variant: str, network: Network, seed: int) -> Training:
         """One of them."""
-        return Training(f"{self.data.name}-{variant}-{seed}", self.data, network, replace(self.recipe, seed=seed))
+        return Training(f"{self.name}-{variant}-{seed}", self.data, network, replace(self.recipe, seed=seed))
 
     def multi_task(self, seed: int) -> Training:
         """The plain network of MTL-Split."""
@@ -133,22 +138,24 @@ class Setting:
     def of_density(self, density: Fraction, seed: int) -> Training:
         """With early exits, sparse in backbone and heads."""
         sparsity = Sparsity(density, density) if density < 1 else None
-        network = replace(self.network, exits=EXITS, sparsity=sparsity)
+        network = replace(self.network, exits=self.exits, sparsity=sparsity)
         return self.training(f"density-{density.denominator}", network, seed)
 
-    def interferences(self) -> list[tuple[str, Callable[[int], Training]]]:
-        """What is done to the plain network, in words, and the training of it by seed.
+    def densities(self) -> list[Training]:
+        """All that are compared in density, by seed."""
+        order = sorted({seed for seeds in self.seeds.values() for seed in seeds})
+        return [
+            self.of_density(density, seed) for seed in order for density, seeds in self.seeds.items() if seed in seeds
+        ]
 
-        None on the solar cells: their second task is always right, so nobody pays.
-        """
-        if isinstance(self.data, OnElpv):
-            return []
+    def interferences(self) -> list[tuple[str, Callable[[int], Training]]]:
+        """What is done to the plain network, in words, and the training of it by seed."""
         found: list[tuple[str, Callable[[int], Training]]] = [
-            ("early exits for all tasks", partial(self.of_density, DENSITIES[0])),
+            ("early exits for all tasks", partial(self.of_density, Fraction(1))),
             (f"early exits, and everything sparse, {CLAIMED}", partial(self.of_density, CLAIMED)),
         ]
-        for task, _ in self.network.classes:
-            exits = tuple(replace(one, tasks=(task,)) for one in EXITS)
+        for task in self.tasks:
+            exits = tuple(replace(one, tasks=(task,)) for one in self.exits)
             exited = replace(self.network, exits=exits)
             sparse = replace(self.network, sparsity=Sparsity(heads=DENSITIES[-1], tasks=(task,)))
             found += [
@@ -157,37 +164,41 @@ class Setting:
             ]
         return found
 
-    def all(self) -> list[Training]:
-        """Every training, those first that most results need."""
-        compared = [self.of_density(density, seed) for seed in self.seeds for density in self.densities]
-        tasks = [task for task, _ in self.network.classes]
-        others = [
-            training
-            for seed in self.few_seeds
-            for training in (
-                self.multi_task(seed),
-                *(self.single_task(task, seed) for task in tasks),
-                self.pooled(seed),
-            )
-        ]
-        changed = [make(seed) for seed in self.few_seeds for _, make in self.interferences()]
-        return list(dict.fromkeys([*compared, *others, *changed]))
+    def multi_and_single(self, seed: int) -> list[Training]:
+        """One network for all tasks, one for each, and pooled heads."""
+        return [self.multi_task(seed), *(self.single_task(task, seed) for task in self.tasks), self.pooled(seed)]
 
 
+RESNET18_EXITS = (ExitAt("layer2"), ExitAt("layer3"))
+RESNET18_CUTS = ("layer2.1", "layer4.1")
 SHAPES = Setting(
+    "shapes",
     OnShapes(),
     Network("resnet18", (("scale", 8), ("shape", 4)), 64, Flat()),
     Recipe(stages=(Stage(epochs=5, size=40), Stage(epochs=1, size=64)), learning_rate=3e-3, threads=1),
-    seeds=(0, 1, 2, 3, 4),
-    few_seeds=(0, 1, 2),
+    RESNET18_EXITS,
+    RESNET18_CUTS,
+    {density: (0, 1, 2, 3, 4) if density in (1, CLAIMED) else SEEDS for density in DENSITIES},
 )
 ELPV = Setting(
+    "elpv",
     OnElpv(),
     Network("resnet18", (("defect", 2), ("cell_type", 2)), 64, Flat()),
     Recipe(stages=(Stage(epochs=8, size=64),), learning_rate=2e-3, threads=1, augmentation=CELLS),
-    seeds=(0, 1, 2),
-    few_seeds=(0, 1, 2),
+    RESNET18_EXITS,
+    RESNET18_CUTS,
+    dict.fromkeys(DENSITIES, SEEDS),
 )
+SHAPES_MOBILE = Setting(
+    "shapes-mobile",
+    OnShapes(),
+    replace(SHAPES.network, backbone="mobilenet-v3-small"),
+    replace(SHAPES.recipe, stages=(Stage(epochs=6, size=64),)),
+    (ExitAt("3"), ExitAt("8")),
+    ("3", "12"),
+    {},
+)
+"""One of MTL-Split's own backbones, a quarter of ResNet18's time: one network per task and all that interferes."""
 
 _LITE0 = Network("efficientnet-lite0", ELPV.network.classes, 160, Flat())
 _LITE0_RECIPE = Recipe(stages=(Stage(5, 160),), learning_rate=1.5e-3, threads=1, augmentation=CELLS)
@@ -217,20 +228,33 @@ def lite0(training: Training, *, small: bool) -> Training:
 def quick(setting: Setting) -> Setting:
     """The same at a size that shows that everything runs: too little training to say anything about the methods."""
     data = OnShapes(32, 640, 300, 400) if isinstance(setting.data, OnShapes) else setting.data
-    epochs = 2 if isinstance(data, OnShapes) else 1
-    return Setting(
-        data,
-        replace(setting.network, size=32),
-        replace(setting.recipe, stages=(Stage(epochs, 32),)),
-        seeds=(0,),
-        few_seeds=(0,),
-        densities=(DENSITIES[0], CLAIMED),
+    return replace(
+        setting,
+        data=data,
+        network=replace(setting.network, size=32),
+        recipe=replace(setting.recipe, stages=(Stage(1, 32),)),
+        seeds={density: (0,) for density in setting.seeds if density in (1, CLAIMED)},
     )
 
 
-def settings(*, small: bool) -> list[Setting]:
-    """Of both data sets."""
+def of_sparsity(*, small: bool) -> list[Setting]:
+    """Where densities are compared."""
     return [quick(one) if small else one for one in (SHAPES, ELPV)]
+
+
+def of_tasks(*, small: bool) -> list[Setting]:
+    """Where one network for all tasks is compared with one for each."""
+    return [quick(one) if small else one for one in (SHAPES_MOBILE, ELPV)]
+
+
+def of_interference(*, small: bool) -> Setting:
+    """Where a task may pay for another. Not on the solar cells, whose second task is always right."""
+    return quick(SHAPES_MOBILE) if small else SHAPES_MOBILE
+
+
+def task_seeds(*, small: bool) -> tuple[int, ...]:
+    """Of all but the comparison of densities, which says its own."""
+    return SEEDS[:1] if small else SEEDS
 
 
 def train(training: Training, store: Store) -> Mapping[str, Any]:
