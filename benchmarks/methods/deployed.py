@@ -21,6 +21,8 @@ from splitboard.zoo.networks import make
 
 BOARD = "linux-x86-64"
 N_CALIBRATION = 200
+BEHIND, LOCAL = "behind the backbone", "local"
+"""The cut of MTL-Split, and none."""
 
 
 @dataclass(frozen=True)
@@ -108,14 +110,15 @@ def judged(trainings: Store, deployment: Deployment, store: Store) -> Mapping[st
     """Builds the bundle, and runs `splitboard check` on the test images: cut behind the backbone, and local only.
 
     Returns:
-        As `built`, and ``accuracy`` by split and task: of the float model, and deployed.
+        As `built`, and ``accuracy`` by `BEHIND` or `LOCAL` and by task: of the float model, and deployed.
     """
     found = built(trainings, deployment, store)
-    behind = f"backbone.{deployment.cuts[-1]}"
-    splits = ",".join(split for split, scope in found["scopes"].items() if scope in (behind, "local"))
+    *_, behind, local = found["scopes"]  # in the network's order
+    names = {behind: BEHIND, local: LOCAL}
     test = test_images(deployment.training.data.load(), store)
-    lines = splitboard("check", deployment.bundle(store), "--data", test, "--splits", splits, verdicts=(0, 1, 2))
+    bundle = deployment.bundle(store)
+    lines = splitboard("check", bundle, "--data", test, "--splits", ",".join(names), verdicts=(0, 1, 2))
     accuracy: dict[str, dict[str, tuple[float, float]]] = {}
     for one in lines[:-1]:  # the last line is of the whole
-        accuracy.setdefault(found["scopes"][one["split"]], {})[one["task"]] = (one["reference"], one["deployed"])
+        accuracy.setdefault(names[one["split"]], {})[one["task"]] = (one["reference"], one["deployed"])
     return {**found, "accuracy": accuracy}

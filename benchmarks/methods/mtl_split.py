@@ -14,7 +14,7 @@ from typing import Any
 
 import link
 from commands import splitboard
-from deployed import BOARD, Deployment, judged, part_file
+from deployed import BEHIND, BOARD, Deployment, judged, part_file
 from figures import Spread, paired, table
 from jobs import Store, work_off
 from result_page import Page, arguments
@@ -146,9 +146,8 @@ def interference_table(compared: Compared, deployed: Store) -> str:
     Exited and sparse: the network that was trained so against the plain one of the same seed.
     """
     setting, seeds, tasks = compared.setting, compared.seeds, compared.setting.tasks
-    behind = f"backbone.{setting.cuts[-1]}"
     int8 = [one for seed in seeds if (one := deployed.read(deployment(setting, seed))) is not None]
-    losses = {task: [100 * (a - b) for one in int8 for a, b in [one["accuracy"][behind][task]]] for task in tasks}
+    losses = {task: [100 * (a - b) for one in int8 for a, b in [one["accuracy"][BEHIND][task]]] for task in tasks}
     rows = [["the backbone quantised to INT8", *(Spread(tuple(losses[task])).text() for task in tasks)]]
     for name, make in setting.interferences():
         found = {seed: compared.trainings.read(make(seed)) for seed in seeds}
@@ -211,8 +210,8 @@ def _about(compared: Compared) -> str:
     steps = sum(stage.epochs for stage in setting.recipe.stages) * (counts["train"] // setting.recipe.batch)
     return (
         f"{setting.network.backbone} from random weights at {setting.network.size} pixels, {counts['train']:,} "
-        f"training images, {steps} steps of {setting.recipe.batch}, {counts['test']:,} test images; mean ± standard deviation, "
-        f"seeds {', '.join(map(str, compared.seeds))}. Bytes and multiply-accumulates are of all tasks together."
+        f"training images, {steps} steps of {setting.recipe.batch}, {counts['test']:,} test images; mean ± standard "
+        f"deviation, seeds {', '.join(map(str, compared.seeds))}. Bytes and multiply-accumulates are of all tasks."
     )
 
 

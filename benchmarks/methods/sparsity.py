@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from deployed import Deployment, judged
+from deployed import LOCAL, Deployment, judged
 from exit_rates import Evidence, fitted, sweep
 from figures import Spread, paired, table
 from half_latencies import EDGE, SERVER, Times, measure
@@ -141,7 +141,7 @@ def _int8(trained: Trained, density: Fraction, deployed: Store) -> str:
         return "not measured"
     losses = []
     for task in trained.setting.tasks:
-        pairs = [one["accuracy"]["local"][task] for one in kept]
+        pairs = [one["accuracy"][LOCAL][task] for one in kept]
         losses.append(f"{task} {np.mean([100 * (a - b) for a, b in pairs]):+.2f}")
     return ", ".join(losses)
 
@@ -216,8 +216,8 @@ def latency_table(found: Mapping[str, Any], behind: str) -> str:
         ("edge to layer2, INT8", "int8", EDGE, f"backbone.{behind}"),
         ("edge to layer2, float", "fp32", EDGE, f"backbone.{behind}"),
         ("server from layer2, float", "int8", SERVER, f"backbone.{behind}"),
-        ("all on the board, INT8", "int8", EDGE, "local"),
-        ("all on the board, float", "fp32", EDGE, "local"),
+        ("all on the board, INT8", "int8", EDGE, LOCAL),
+        ("all on the board, float", "fp32", EDGE, LOCAL),
         ("all on the server, float", "int8", SERVER, "remote"),
     ]
     rows = []

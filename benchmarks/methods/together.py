@@ -39,12 +39,12 @@ COLOURS = {MTL_SPLIT: pictures.BLUE, JPEG: pictures.ORANGE, LOCAL: pictures.GREY
 
 def variants(plain: Path, together: Path, rules: Path) -> dict[Path, list[link.Variant]]:
     """The contestants by bundle."""
-    ids = {split.scope: split.id for split in load_bundle(plain).splits}
+    remote, *_, behind_backbone, local = load_bundle(plain).splits
     return {
         plain: [
-            link.Variant(JPEG, ids["remote"], ("--coding", "jpeg", "--jpeg-quality", "90")),
-            link.Variant(LOCAL, ids["local"]),
-            link.Variant(MTL_SPLIT, ids["backbone.final"]),
+            link.Variant(JPEG, remote.id, ("--coding", "jpeg", "--jpeg-quality", "90")),
+            link.Variant(LOCAL, local.id),
+            link.Variant(MTL_SPLIT, behind_backbone.id),
         ],
         together: [link.Variant(ALL, "auto", ("--exits", str(rules)))],
     }

@@ -173,9 +173,9 @@ RESNET18_EXITS = (ExitAt("layer2"), ExitAt("layer3"))
 RESNET18_CUTS = ("layer2.1", "layer4.1")
 SHAPES = Setting(
     "shapes",
-    OnShapes(),
-    Network("resnet18", (("scale", 8), ("shape", 4)), 64, Flat()),
-    Recipe(stages=(Stage(epochs=5, size=40), Stage(epochs=1, size=64)), learning_rate=3e-3, threads=1),
+    OnShapes(size=48),
+    Network("resnet18", (("scale", 8), ("shape", 4)), 48, Flat()),
+    Recipe(stages=(Stage(epochs=6, size=48),), learning_rate=3e-3, threads=1),
     RESNET18_EXITS,
     RESNET18_CUTS,
     {density: (0, 1, 2, 3, 4) if density in (1, CLAIMED) else SEEDS for density in DENSITIES},
@@ -192,7 +192,7 @@ ELPV = Setting(
 SHAPES_MOBILE = Setting(
     "shapes-mobile",
     OnShapes(),
-    replace(SHAPES.network, backbone="mobilenet-v3-small"),
+    replace(SHAPES.network, backbone="mobilenet-v3-small", size=64),
     replace(SHAPES.recipe, stages=(Stage(epochs=6, size=64),)),
     (ExitAt("3"), ExitAt("8")),
     ("3", "12"),
