@@ -38,7 +38,8 @@ ROOT = Path(__file__).parents[1]
 TRACES = Path(__file__).parent / "traces"
 CGROUPS = Path("/sys/fs/cgroup/cpu")
 PORT = 8000
-_PERIOD_US = 10_000
+_SHORTEST_US, _LEAST_QUOTA_US = 5_000, 1_000
+"""The shorter the period, the less a short computation escapes its share; the kernel grants no less than 1 ms."""
 
 
 @contextlib.contextmanager
@@ -47,8 +48,9 @@ def slow_board(share: float) -> Iterator[Path]:
     group = CGROUPS / f"slow-board-{os.getpid()}"
     group.mkdir()
     try:
-        (group / "cpu.cfs_period_us").write_text(str(_PERIOD_US))
-        (group / "cpu.cfs_quota_us").write_text(str(round(share * _PERIOD_US)))
+        period_us = max(_SHORTEST_US, round(_LEAST_QUOTA_US / share))
+        (group / "cpu.cfs_period_us").write_text(str(period_us))
+        (group / "cpu.cfs_quota_us").write_text(str(max(_LEAST_QUOTA_US, round(share * period_us))))
         yield group
     finally:
         group.rmdir()

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Iterator, Optional, Sequence, Tuple, Union
 
+import numpy as np
+
 from runtime_edge.bench.environment import read_environment
 from runtime_edge.engines.choice import Resources, bind_cpus, make_engine
 from runtime_edge.link.connection import LinkError, Security
@@ -21,7 +23,7 @@ from runtime_edge.loop.sources import Frame, open_source
 from runtime_edge.loop.tally import Tally
 from runtime_edge.pipeline import Pipeline
 from runtime_edge.policy.choosers import Chooser, FixedSplit
-from runtime_edge.policy.costs import measured_costs, recorded_costs
+from runtime_edge.policy.costs import as_jpeg, measured_costs, recorded_costs
 from runtime_edge.policy.dynamic_split import DynamicSplit, Objective, SplitCost
 from runtime_edge.tensorrt.options import build_options
 from splitboard.contract.answers import SCHEMA_VERSION, RunStart, RunSums
@@ -292,7 +294,13 @@ def _costs(
 ) -> Tuple[SplitCost, ...]:
     if options.costs is not None:
         return recorded_costs(options.costs, sha256, splits)
-    return measured_costs(pipeline, splits)
+    costs = measured_costs(pipeline, splits)
+    if options.coding != JPEG:
+        return costs
+    with np.load(options.bundle / pipeline.bundle.golden, allow_pickle=False) as golden:
+        images = golden["images"]
+    remote = {split.id for split in splits if split.is_remote}
+    return tuple(as_jpeg(one, images, options.jpeg_quality) if one.split in remote else one for one in costs)
 
 
 def _tell(sums: RunSums) -> None:

@@ -147,7 +147,7 @@ class Sender:
         self, form: RequestForm, tensors: Mapping[str, Array], coding: str, timeout_us: int, start_ns: int
     ) -> _Encoded:
         if coding == JPEG:
-            jpeg = _jpeg_file(tensors[form.to.inputs[0].name], self._jpeg_quality)
+            jpeg = jpeg_file(tensors[form.to.inputs[0].name], self._jpeg_quality)
             encoded_ns = perf_counter_ns()
             names = [spec.name for spec in form.outputs]
             message = encode_jpeg_request(jpeg, form.to, names, timeout_us, self._number)
@@ -195,7 +195,7 @@ def _pillow() -> Optional[Any]:
         return None
 
 
-def _jpeg_file(image: Array, quality: int) -> bytes:
+def jpeg_file(image: Array, quality: int) -> bytes:
     """``[1, h, w, 1 or 3]``, uint8, as a JPEG file."""
     pillow = _pillow()
     if pillow is None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from time import perf_counter_ns
 from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime_edge.link.sender import jpeg_file
 from runtime_edge.pipeline import Pipeline
 from runtime_edge.policy.dynamic_split import SplitCost
 from splitboard.contract.bundle import Split
@@ -38,6 +41,25 @@ def measured_costs(pipeline: Pipeline, splits: Sequence[Split]) -> Tuple[SplitCo
         SplitCost(split.id, median(taken[1:]), split.payload_bytes, _server_ns(split))
         for split, taken in zip(splits, times)
     )
+
+
+def as_jpeg(cost: SplitCost, images: NDArray[np.uint8], quality: int) -> SplitCost:
+    """Remote only where images are sent as JPEG files: the policy must know their size before it has sent one.
+
+    Args:
+        cost: of remote only.
+        images: like those that will be sent, ``[n, height, width, channels]``; those of a bundle's golden file.
+        quality: of JPEG.
+
+    Returns:
+        The cost with the median size of the files, and the median time to write one on top of the edge's.
+    """
+    sizes, times = [], []
+    for image in images:
+        start_ns = perf_counter_ns()
+        sizes.append(len(jpeg_file(image[None], quality)))
+        times.append(perf_counter_ns() - start_ns)
+    return replace(cost, payload_bytes=round(median(sizes)), edge_ns=cost.edge_ns + median(times))
 
 
 def recorded_costs(path: Path, bundle_sha256: str, splits: Sequence[Split]) -> Tuple[SplitCost, ...]:

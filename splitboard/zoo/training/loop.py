@@ -120,8 +120,10 @@ class _Run:
         self._sizes = [stage.size for stage in recipe.stages for _ in range(stage.epochs)]
         self.total = self.per_epoch * len(self._sizes)
         self.done = 0
+        # Tensor cores want channels last; oneDNN's backward passes want them first, but for large depthwise ones.
+        self._format = torch.contiguous_format if device.name == "cpu" else torch.channels_last
         # torch declares memory_format on the tensor overload only.
-        self.model: MultiTaskNet = model.to(device.name, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self.model: MultiTaskNet = model.to(device.name, memory_format=self._format).train()  # type: ignore[call-overload]
         self._loss = JointLoss(model.outputs, recipe.weighting).to(device.name)
         self._targets = {one.task: torch.from_numpy(part.targets[one.task]) for one in model.outputs}
         self._mean, self._std = (
@@ -163,7 +165,7 @@ class _Run:
         pixels = read.to(self._device.name).permute(0, 3, 1, 2).float() / 255
         size, warp = self._sizes[epoch], self._recipe.augmentation
         pixels = resized(pixels, size) if warp is None else warped(pixels, size, warp, self._generator)
-        images = ((pixels - self._mean) / self._std).to(memory_format=torch.channels_last)
+        images = ((pixels - self._mean) / self._std).contiguous(memory_format=self._format)
         return images, {task: values[chosen].to(self._device.name) for task, values in self._targets.items()}
 
     def about(self) -> dict[str, str]:
@@ -209,7 +211,7 @@ def _optimiser(model: nn.Module, loss: nn.Module, recipe: Recipe) -> torch.optim
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in (*model.parameters(), *loss.parameters()) if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate)
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
 
 
 def _average(kept: dict[str, Tensor], model: nn.Module, decay: float) -> None:
