@@ -148,15 +148,15 @@ def interference_table(compared: Compared, deployed: Store) -> str:
     setting, seeds, tasks = compared.setting, compared.seeds, compared.setting.tasks
     int8 = [one for seed in seeds if (one := deployed.read(deployment(setting, seed))) is not None]
     losses = {task: [100 * (a - b) for one in int8 for a, b in [one["accuracy"][BEHIND][task]]] for task in tasks}
-    rows = [["the backbone quantised to INT8", *(Spread(tuple(losses[task])).text() for task in tasks)]]
+    rows = [["the backbone quantised to INT8", f"{len(int8)}", *(Spread(tuple(losses[task])).text() for task in tasks)]]
     for name, make in setting.interferences():
         found = {seed: compared.trainings.read(make(seed)) for seed in seeds}
         kept = {seed: one["accuracy"]["test"] for seed, one in found.items() if one is not None}
         plain = {seed: compared.result(setting.multi_task(seed))["accuracy"]["test"] for seed in kept}
         lost = {task: tuple(100 * (plain[seed][task] - kept[seed][task]) for seed in kept) for task in tasks}
         if kept:
-            rows.append([name, *(Spread(lost[task]).text() for task in tasks)])
-    return table(["what is done", *(f"{task}: points lost" for task in tasks)], rows)
+            rows.append([name, f"{len(kept)}", *(Spread(lost[task]).text() for task in tasks)])
+    return table(["what is done", "seeds", *(f"{task}: points lost" for task in tasks)], rows)
 
 
 def deployment(setting: Setting, seed: int) -> Deployment:

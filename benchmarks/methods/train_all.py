@@ -14,15 +14,14 @@ from trainings import PLAIN, TOGETHER, Training, lite0, of_interference, of_spar
 
 def every_training(*, small: bool) -> list[Training]:
     """Those of the headline, then seed by seed, so that pages can be made of the seeds that are finished."""
-    by_seed: dict[int, list[Training]] = {}
-    for setting in of_sparsity(small=small):
-        for one in setting.densities():
-            by_seed.setdefault(one.recipe.seed, []).append(one)
-    for seed in task_seeds(small=small):
-        by_seed[seed] += [one for setting in of_tasks(small=small) for one in setting.multi_and_single(seed)]
-        by_seed[seed] += [make(seed) for _, make in of_interference(small=small).interferences()]
-    headline = [lite0(one, small=small) for one in (PLAIN, TOGETHER)]
-    return [*headline, *(one for some in by_seed.values() for one in some)]
+    found = [lite0(one, small=small) for one in (PLAIN, TOGETHER)]
+    densities = [one for setting in of_sparsity(small=small) for one in setting.densities()]
+    for seed in sorted({one.recipe.seed for one in densities}):
+        found += [one for one in densities if one.recipe.seed == seed]
+        if seed in task_seeds(small=small):
+            found += [one for setting in of_tasks(small=small) for one in setting.multi_and_single(seed)]
+    interfering = of_interference(small=small).interferences()
+    return [*found, *(make(seed) for seed in task_seeds(small=small) for _, make in interfering)]
 
 
 def main() -> None:

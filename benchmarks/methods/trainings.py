@@ -189,14 +189,13 @@ ELPV = Setting(
     RESNET18_CUTS,
     dict.fromkeys(DENSITIES, SEEDS),
 )
-SHAPES_MOBILE = Setting(
-    "shapes-mobile",
-    OnShapes(),
-    replace(SHAPES.network, backbone="mobilenet-v3-small", size=64),
-    replace(SHAPES.recipe, stages=(Stage(epochs=6, size=64),)),
-    (ExitAt("3"), ExitAt("8")),
-    ("3", "12"),
-    {},
+SHAPES_MOBILE = replace(
+    SHAPES,
+    name="shapes-mobile",
+    network=replace(SHAPES.network, backbone="mobilenet-v3-small"),
+    exits=(ExitAt("3"), ExitAt("8")),
+    cuts=("3", "12"),
+    seeds={},
 )
 """One of MTL-Split's own backbones, a quarter of ResNet18's time: one network per task and all that interferes."""
 
