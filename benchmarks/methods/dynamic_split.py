@@ -20,7 +20,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dynamic_split_page import Results, read_results, write_page, write_results
+from dynamic_split_page import write_page
+from dynamic_split_results import Results, read_results, write_results
 from jobs import Store, work_off
 from latency_tables import BATCHES, measured_tables
 from split_accuracy import measured_accuracies

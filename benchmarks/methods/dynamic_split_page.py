@@ -2,114 +2,33 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from dynamic_split_pictures import NOTICEABLE, draw
+from dynamic_split_results import DATA, NAME, Names, Results
 from figures import table
-from latency_tables import BATCHES, markdown
-from pictures import (
-    BLUE,
-    GREY,
-    ORANGE,
-    RED,
-    SKY,
-    Distributions,
-    HeatMap,
-    distributions,
-    grouped_bars,
-    heat_maps,
-    timeline,
-)
+from latency_tables import markdown
 from split_conditions import (
     BEST,
     DYNAMIC,
-    JPEG,
     LOCAL_ONLY,
     ORACLE,
-    QUANTILES,
-    RAW,
     REMOTE_ONLY,
     SINGLE,
     Cell,
-    Player,
 )
-from stamp import Stamp, from_json, paragraph
+from stamp import from_json, paragraph
 
-NAME = "dynamic-split"
-PAGE, DATA = f"{NAME}.md", f"data/{NAME}.json"
-COLOURS = {
-    ORACLE: "black",
-    DYNAMIC: ORANGE,
-    BEST: SKY,
-    SINGLE: BLUE,
-    REMOTE_ONLY: RED,
-    LOCAL_ONLY: GREY,
-}
-NOTICEABLE = 0.05
-"""Regret from which on a cell of the heat map gets its dot."""
-
-_CDF_TRACES = ("car", "steps", "wifi")
-
-
-@dataclass(frozen=True)
-class Results:
-    """All that the page is made of.
-
-    Attributes:
-        tables: latency tables by name.
-        simulations: by job, ``constant`` and ``varying``.
-        accuracies: by precision.
-        timeline: one run, request by request.
-        rtt_ms: of the constant links.
-        stamp: of the simulation.
-    """
-
-    tables: Mapping[str, Any]
-    simulations: Mapping[str, Mapping[str, Sequence[Cell]]]
-    accuracies: Mapping[str, Any]
-    timeline: Mapping[str, Any]
-    rtt_ms: float
-    stamp: Stamp
-
-
-def write_results(folder: Path, results: Results) -> None:
-    """Stores them as JSON without white space; of constant links only the means."""
-
-    def short(cell: Cell, kind: str) -> dict[str, Any]:
-        players = {name: asdict(one) for name, one in cell.players.items()}
-        if kind == "constant":
-            players = {name: {**one, "quantiles_ms": ()} for name, one in players.items()}
-        return {**asdict(cell), "players": players}
-
-    content = {
-        **asdict(results),
-        "simulations": {
-            job: {kind: [short(cell, kind) for cell in cells] for kind, cells in kinds.items()}
-            for job, kinds in results.simulations.items()
-        },
-    }
-    (folder / DATA).parent.mkdir(parents=True, exist_ok=True)
-    (folder / DATA).write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
-
-
-def read_results(folder: Path) -> Results:
-    """What `write_results` stored."""
-    read = json.loads((folder / DATA).read_text(encoding="utf-8"))
-    simulations = {
-        job: {kind: [Cell.read(one) for one in cells] for kind, cells in kinds.items()}
-        for job, kinds in read["simulations"].items()
-    }
-    return Results(**{**read, "simulations": simulations, "stamp": from_json(read["stamp"])})
+PAGE = f"{NAME}.md"
 
 
 def write_page(folder: Path, results: Results) -> None:
     """The page and its pictures."""
-    names = _Names(results)
-    _draw(folder, results, names)
+    names = Names(results)
+    draw(folder, results, names)
     parts = [
         "# Dynamic split computing",
         _verdict(results, names),
@@ -139,116 +58,6 @@ def write_page(folder: Path, results: Results) -> None:
     (folder / PAGE).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-class _Names:
-    """What jobs and splits are called on the page."""
-
-    def __init__(self, results: Results) -> None:
-        self._tables = results.tables
-        self.jobs = list(results.simulations)
-
-    def table(self, job: str) -> Mapping[str, Any]:
-        """The latency table of a job."""
-        return self._tables[job.rsplit("-", 2)[0]]
-
-    def job(self, job: str) -> str:
-        """Network, board and form of the upload."""
-        remote = job.rsplit("-", 2)[1]
-        upload = {RAW: "raw upload", JPEG: "JPEG 90 upload"}[remote]
-        return f"{self.table(job)['title']}, {board(job)}, {upload}"
-
-    def split(self, job: str, split: str) -> str:
-        """Remote, local, or the block that it lies behind."""
-        scope = {row["split"]: row["scope"] for row in self.table(job)["rows"]}[split]
-        short = scope.replace("backbone.", "").replace("features.", "").replace("blocks.", "b")
-        return {"remote": "remote", "local": "local", f"remote, JPEG {JPEG[4:]}": "JPEG"}.get(scope, short)
-
-    def order(self, job: str) -> list[str]:
-        """All splits, from remote to local, as they are called."""
-        remote = job.rsplit("-", 2)[1]
-        left_out = {RAW: JPEG, JPEG: RAW}[remote]
-        return [self.split(job, row["split"]) for row in self.table(job)["rows"] if row["split"] != left_out]
-
-
-def board(job: str) -> str:
-    """What the board's times were multiplied by."""
-    edge = job.rsplit("-x", 1)[1]
-    return "board as fast as the server" if edge == "1" else f"board {edge}x slower (assumed)"
-
-
-def _of(cells: Sequence[Cell], **wanted: float) -> list[Cell]:
-    return [cell for cell in cells if all(getattr(cell.setting, key) == value for key, value in wanted.items())]
-
-
-def _slow_jobs(results: Results) -> list[str]:
-    """With the upload as it is, on the slower board: one per network."""
-    return [job for job in results.simulations if f"-{RAW}-x4" in job]
-
-
-def _draw(folder: Path, results: Results, names: _Names) -> None:
-    panels = []
-    for job in _slow_jobs(results):
-        cells, title = results.simulations[job]["constant"], names.table(job)["title"]
-        rates = list(dict.fromkeys(cell.link for cell in cells))
-        loads = sorted({cell.setting.load for cell in cells})
-        panels.append(
-            [
-                _panel(names, job, f"{title}: server load", "server's times, x", rates, [
-                    (f"{load:g}", _of(cells, batch=1, load=load)) for load in loads
-                ]),
-                _panel(names, job, f"{title}: batch size", "images per request", rates, [
-                    (str(batch), _of(cells, batch=batch, load=1)) for batch in BATCHES
-                ]),
-            ]
-        )  # fmt: skip
-    heat_maps(folder / f"{NAME}-choice.svg", panels, "rate of the link, Mbit/s")
-    job = _slow_jobs(results)[0]
-    cells = _of(results.simulations[job]["varying"], batch=1, load=1)
-    shown = (REMOTE_ONLY, LOCAL_ONLY, BEST, DYNAMIC)
-    regrets = {name: [100 * cell.regret(name) for cell in cells] for name in shown}
-    grouped_bars(
-        folder / f"{NAME}-regret.svg", [cell.link for cell in cells], regrets, COLOURS,
-        "mean latency above the oracle's, %", f"Regret on varying links ({names.job(job)})", 60.0,
-    )  # fmt: skip
-    chosen = [cell for cell in cells if cell.link in _CDF_TRACES]
-    distributions(
-        folder / f"{NAME}-latency.svg",
-        [
-            Distributions(
-                f"trace {cell.link}",
-                QUANTILES,
-                {n: cell.players[n].quantiles_ms for n in (REMOTE_ONLY, LOCAL_ONLY, BEST, DYNAMIC, ORACLE)},
-            )
-            for cell in chosen
-        ],
-        COLOURS,
-        "latency of an image, ms",
-        "share of the images, %",
-    )
-    over = results.timeline
-    timeline(
-        folder / f"{NAME}-time.svg",
-        over,
-        f"The policy on the trace {over['trace']} ({names.job(job)})",
-        {row["split"]: names.split(job, row["split"]) for row in names.table(job)["rows"]},
-        f"best static: {names.split(job, over['best'])}",
-    )
-
-
-def _panel(
-    names: _Names, job: str, title: str, y_label: str, rates: Sequence[str], lines: Sequence[tuple[str, list[Cell]]]
-) -> HeatMap:
-    players: list[list[Player]] = [[cell.players[DYNAMIC] for cell in cells] for _, cells in lines]
-    return HeatMap(
-        title,
-        y_label,
-        [label for label, _ in lines],
-        rates,
-        [[names.split(job, one.split) for one in row] for row in players],
-        names.order(job),
-        [[cell.regret(DYNAMIC) > NOTICEABLE for cell in cells] for _, cells in lines],
-    )
-
-
 def _regrets(cells: Sequence[Cell], name: str) -> np.ndarray[Any, Any]:
     return np.array([100 * cell.regret(name) for cell in cells])
 
@@ -257,7 +66,7 @@ def _all(results: Results, kind: str) -> list[Cell]:
     return [cell for kinds in results.simulations.values() for cell in kinds[kind]]
 
 
-def _verdict(results: Results, names: _Names) -> str:
+def _verdict(results: Results, names: Names) -> str:
     constant, varying = _all(results, "constant"), _all(results, "varying")
     lines = [
         "**Claim** (arXiv 2205.11269): where a network is best cut depends on the link and on the load, so choosing "
@@ -300,7 +109,7 @@ def _against_hindsight(cells: Sequence[Cell]) -> str:
     )
 
 
-def _no_win(results: Results, names: _Names) -> str:
+def _no_win(results: Results, names: Names) -> str:
     lost = []
     for kind, what in (("constant", "constant rate"), ("varying", "varying")):
         for job, kinds in results.simulations.items():
@@ -312,7 +121,7 @@ def _no_win(results: Results, names: _Names) -> str:
     return f"Its mean regret is above that of the one static split for: {'; '.join(lost)}."
 
 
-def _ends(results: Results, names: _Names) -> str:
+def _ends(results: Results, names: Names) -> str:
     inner = total = 0
     for job, kinds in results.simulations.items():
         ends = {names.order(job)[0], names.order(job)[-1]}
@@ -353,7 +162,7 @@ def _method(results: Results) -> str:
     )
 
 
-def _choice_words(results: Results, names: _Names) -> str:
+def _choice_words(results: Results, names: Names) -> str:
     told = []
     for job in results.simulations:
         cells = results.simulations[job]["constant"]
@@ -372,17 +181,17 @@ def _choice_words(results: Results, names: _Names) -> str:
     )
 
 
-def _constant_table(results: Results, names: _Names) -> str:
+def _constant_table(results: Results, names: Names) -> str:
     header = ["network, board", "one static", DYNAMIC, "one static, regret", REMOTE_ONLY, LOCAL_ONLY, "best static"]
     return _regret_table(results, names, "constant", header)
 
 
-def _varying_table(results: Results, names: _Names) -> str:
+def _varying_table(results: Results, names: Names) -> str:
     header = ["network, board", "one static", DYNAMIC, "one static, regret", REMOTE_ONLY, LOCAL_ONLY, "best static"]
     return _regret_table(results, names, "varying", header)
 
 
-def _regret_table(results: Results, names: _Names, kind: str, header: Sequence[str]) -> str:
+def _regret_table(results: Results, names: Names, kind: str, header: Sequence[str]) -> str:
     rows = []
     for job, kinds in results.simulations.items():
         cells = kinds[kind]
@@ -404,7 +213,7 @@ def _constant_words(results: Results) -> str:
     )
 
 
-def _varying_words(results: Results, names: _Names) -> str:
+def _varying_words(results: Results, names: Names) -> str:
     lost = []
     for job, kinds in results.simulations.items():
         for cell in kinds["varying"]:
