@@ -8,19 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import link
-from commands import splitboard
-from deployed import BEHIND, BOARD, Deployment, judged, part_file
+from deployed import BEHIND, Deployment, judged, part_file
 from figures import Spread, paired, table
 from jobs import Store, work_off
 from result_page import Page, arguments
+from shipped import PLACED_AT, WHOLE, bundles, placement_table, placements, places
 from trainings import Setting, Training, of_interference, of_tasks, task_seeds
 
-from splitboard.contract.bundle import load_bundle
 from splitboard.zoo.data import elpv
 
 Make = Callable[[int], Training]
@@ -84,61 +81,6 @@ def _row(
     return [name, *(one.text() for one in found.values()), *gained, f"{size:,}", f"{work / 1e6:.1f} M"]
 
 
-def lite0_bundle(store: Store, options: Sequence[str] = ()) -> Path:
-    """The shipped checkpoint, an EfficientNet-Lite0 with pooled heads at 224 pixels, cut along its depth.
-
-    With options, a head on the board among them, it is cut behind the pooling alone, where a head has its input.
-    """
-    zoo = Path(str(files("splitboard.zoo")))
-    model = store.path("elpv-lite0.model")
-    if not model.exists():
-        factory = ("--model", "splitboard.zoo.elpv:lite0", "--spec", zoo / "elpv.toml", "--input", "1x3x224x224")
-        splitboard("export", zoo / "elpv_lite0.safetensors", *factory, "-o", model)
-    bundle = store.path(".".join(["elpv-lite0", *(one.strip("-") for one in options), "bundle"]))
-    if not bundle.exists():
-        calibration = part_file(elpv.load().validation, store.path("elpv.all-calibration.npz"))
-        cuts = ("--split", PLACED_AT if options else ",".join(LITE0_CUTS), "--calib", calibration)
-        splitboard("build", model, "--board", BOARD, *cuts, *options, "-o", bundle)
-    return bundle
-
-
-LITE0_CUTS = ("backbone.blocks.4", "backbone.blocks.10", "backbone.blocks.14", "backbone.final", "flatten")
-PLACED_AT = "flatten"
-
-
-def places(bundle: Path, data: Path, rounds: int, images: int) -> list[link.Cell]:
-    """Local only, remote only and split, over all links."""
-    return link.measure(bundle, data, link.LINKS, link.variants_of(load_bundle(bundle)), rounds, images)
-
-
-def placements(store: Store, data: Path, rounds: int, images: int) -> list[link.Cell]:
-    """Behind Lite0's pooling at 10 Mbit/s: the server answers both tasks, or one task's head is on the board."""
-    found = []
-    for options in ((), ("--local", "defect"), ("--local", "cell_type")):
-        folder = lite0_bundle(store, options)
-        (split,) = (one for one in load_bundle(folder).splits if one.scope == PLACED_AT)
-        variant = link.Variant(f"{options[1]} on the board" if options else "both on the server", split.id)
-        found += link.measure(folder, data, link.LINKS[1:2], [variant], rounds, images)
-    return found
-
-
-def placement_table(cells: Sequence[link.Cell]) -> str:
-    """When and by whom each task is answered."""
-    tasks = list(cells[0].accuracy)
-    rows = [
-        [
-            cell.variant.name,
-            f"{cell.sent_bytes:,.0f}",
-            f"{cell.edge_ms:.1f}",
-            *(f"{cell.after_ms(task):.1f}, {next(iter(cell.by[task]))}" for task in tasks),
-            *(f"{100 * share:.1f}" for share in cell.accuracy.values()),
-        ]
-        for cell in cells
-    ]
-    header = ["heads", "bytes sent", "board, ms", *(f"{task} answered after, ms" for task in tasks)]
-    return table([*header, *(f"{task}, %" for task in tasks)], rows)
-
-
 def interference_table(compared: Compared, deployed: Store) -> str:
     """What each task loses when something is done to the network that it shares.
 
@@ -190,9 +132,10 @@ def main() -> None:
                 INTERFERENCE,
                 interference_table(compared, deployed),
             ]
+    made = bundles(deployed)
     test = part_file(elpv.load().test, deployed.path("elpv.test.npz"))
-    cells = places(lite0_bundle(deployed), test, rounds, images)
-    placed = placements(deployed, test, rounds, images)
+    cells = places(made[WHOLE], test, rounds, images)
+    placed = placements(made, test, rounds, images)
     parts += [
         "## Where to compute",
         "The shipped checkpoint (EfficientNet-Lite0, pooled heads, 224 pixels), INT8 on the edge. " + link.about(cells),

@@ -1,0 +1,104 @@
+"""The shipped checkpoint on its way to the board: where to compute it, and which of its heads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import link
+from commands import splitboard
+from deployed import BOARD, part_file
+from figures import table
+from jobs import Store, work_off
+
+from splitboard.contract.bundle import load_bundle
+from splitboard.zoo.data import elpv
+
+PLACED_AT = "flatten"
+"""Behind the pooling, where a head on the board has its input."""
+
+ZOO = Path(str(files("splitboard.zoo")))
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A bundle of it: EfficientNet-Lite0 with pooled heads at 224 pixels.
+
+    Attributes:
+        cuts: modules that it is cut behind.
+        local: task whose head is on the board, if any.
+    """
+
+    cuts: tuple[str, ...]
+    local: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return "elpv-lite0" if self.local is None else f"elpv-lite0.local.{self.local}"
+
+
+WHOLE = Shipped(("backbone.blocks.4", "backbone.blocks.10", "backbone.blocks.14", "backbone.final", PLACED_AT))
+PLACED = (Shipped((PLACED_AT,), "defect"), Shipped((PLACED_AT,), "cell_type"))
+
+
+def bundles(store: Store) -> dict[Shipped, Path]:
+    """All of them, built where they are not there yet."""
+    model = store.path("elpv-lite0.model")
+    if not model.exists():
+        factory = ("--model", "splitboard.zoo.elpv:lite0", "--spec", ZOO / "elpv.toml", "--input", "1x3x224x224")
+        splitboard("export", ZOO / "elpv_lite0.safetensors", *factory, "-o", model)
+    part_file(elpv.load().validation, _calibration(store))
+    asked = [WHOLE, *PLACED]
+    work_off(asked, store, _build)
+    return {one: _folder(one, store) for one in asked}
+
+
+def _build(shipped: Shipped, store: Store) -> Mapping[str, Any]:
+    local = () if shipped.local is None else ("--local", shipped.local)
+    how = ("--board", BOARD, "--split", ",".join(shipped.cuts), "--calib", _calibration(store), *local)
+    told = splitboard("build", store.path("elpv-lite0.model"), *how, "-o", _folder(shipped, store))
+    return {"edge_bytes": told["edge_bytes"]}
+
+
+def _calibration(store: Store) -> Path:
+    return store.path("elpv.all-calibration.npz")
+
+
+def _folder(shipped: Shipped, store: Store) -> Path:
+    return store.path(f"{shipped.name}.bundle")
+
+
+def places(bundle: Path, data: Path, rounds: int, images: int) -> list[link.Cell]:
+    """Local only, remote only and split, over all links."""
+    return link.measure(bundle, data, link.LINKS, link.variants_of(load_bundle(bundle)), rounds, images)
+
+
+def placements(made: Mapping[Shipped, Path], data: Path, rounds: int, images: int) -> list[link.Cell]:
+    """Behind the pooling at 10 Mbit/s: the server answers both tasks, or one task's head is on the board."""
+    found = []
+    for shipped, folder in made.items():
+        (split,) = (one for one in load_bundle(folder).splits if one.scope == PLACED_AT)
+        name = "both on the server" if shipped.local is None else f"{shipped.local} on the board"
+        found += link.measure(folder, data, link.LINKS[1:2], [link.Variant(name, split.id)], rounds, images)
+    return found
+
+
+def placement_table(cells: Sequence[link.Cell]) -> str:
+    """When and by whom each task is answered."""
+    tasks = list(cells[0].accuracy)
+    rows = [
+        [
+            cell.variant.name,
+            f"{cell.sent_bytes:,.0f}",
+            f"{cell.edge_ms:.1f}",
+            *(f"{cell.after_ms(task):.1f}, {next(iter(cell.by[task]))}" for task in tasks),
+            *(f"{100 * share:.1f}" for share in cell.accuracy.values()),
+        ]
+        for cell in cells
+    ]
+    header = ["heads", "bytes sent", "board, ms", *(f"{task} answered after, ms" for task in tasks)]
+    return table([*header, *(f"{task}, %" for task in tasks)], rows)
