@@ -309,7 +309,7 @@ def claim(trained: Trained) -> list[str]:
         met = "met" if mean.mean <= LARGEST_LOSS_POINTS else "**not met**"
         lines.append(
             f"- {trained.setting.data.name}, density {density}: {storage:.1f}x less storage, {work:.1f}x less work, "
-            f"mean loss {mean.mean:+.2f} points{_interval(mean)} over {len(mean.values)} seeds: {met} "
+            f"mean loss {mean.mean:+.2f} points{_interval(mean)}, seeds: {len(mean.values)}; {met} "
             f"(at most {LARGEST_LOSS_POINTS:g})."
         )
     return lines
@@ -398,7 +398,9 @@ def main() -> None:
             f"Medians of {10 if asked.quick else ROUNDS} interleaved rounds, one thread, seed {trained.first}.",
             latency_table(found, setting.cuts[0]),
             "### Early exits",
-            "Thresholds fitted on the validation images so that the joint answer loses at most half a point there.",
+            "One threshold per task, with which the joint answer loses at most half a point on the validation images; the "
+            "table is of the test images. `splitboard thresholds` is more careful: there the upper confidence limit of "
+            "the loss has to stay within what is allowed.",
             exit_table(trained),
             f"At given thresholds, density {CLAIMED}:",
             sweep_table(trained, CLAIMED),
