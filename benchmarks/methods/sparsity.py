@@ -399,8 +399,8 @@ def main() -> None:
             latency_table(found, setting.cuts[0]),
             "### Early exits",
             "One threshold per task, with which the joint answer loses at most half a point on the validation images; "
-            "the table is of the test images. `splitboard thresholds` is more careful: there the upper confidence limit of "
-            "the loss has to stay within what is allowed.",
+            "the table is of the test images. `splitboard thresholds` is more careful: there the upper confidence limit "
+            "of the loss has to stay within what is allowed.",
             exit_table(trained),
             f"At given thresholds, density {CLAIMED}:",
             sweep_table(trained, CLAIMED),
