@@ -398,9 +398,7 @@ def main() -> None:
             f"Medians of {10 if asked.quick else ROUNDS} interleaved rounds, one thread, seed {trained.first}.",
             latency_table(found, setting.cuts[0]),
             "### Early exits",
-            "One threshold per task, with which the joint answer loses at most half a point on the validation images; "
-            "the table is of the test images. `splitboard thresholds` is more careful: there the upper confidence limit "
-            "of the loss has to stay within what is allowed.",
+            EXITS,
             exit_table(trained),
             f"At given thresholds, density {CLAIMED}:",
             sweep_table(trained, CLAIMED),
@@ -435,6 +433,12 @@ the form that a board feels: groups of channels with a fixed shuffle between the
 ([why](../adr/0028-predefined-sparsity.md)). Nothing is masked; what does not exist is neither stored, nor updated, nor
 computed. All densities have the same recipe, which was not tuned for any of them. Energy: not measured, this
 machine has no meter."""
+
+
+EXITS = """\
+One threshold per task, with which the joint answer loses at most half a point on the validation images; the table is of
+the test images. `splitboard thresholds` is more careful: there the upper confidence limit of the loss has to stay
+within what is allowed."""
 
 
 if __name__ == "__main__":
