@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
@@ -193,6 +194,39 @@ def test_several_tensors_and_a_head_on_the_board(placed: Path, tmp_path: Path) -
     assert found.keys() == {"s00", split.id}
     for split_id, outputs in found.items():
         assert outputs.keys() == {"shape", "colour"} - set(bundle.split(split_id).local_tasks)
+        for name, array in outputs.items():
+            np.testing.assert_array_equal(array, expected[split_id][name], strict=True)
+
+
+@pytest.fixture(scope="module")
+def packed(tiny_samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose server halves hold scattered weights as values and places."""
+    import sparse_nets
+    from safetensors.torch import save_file
+
+    folder: Path = tmp_path_factory.mktemp("packed")
+    save_file(sparse_nets.scattered().state_dict(), folder / "sparse.safetensors")
+    (folder / "sparse.toml").write_text(
+        "[preprocessing]\nheight = 32\nwidth = 32\nsource_channels = 1\n"
+        "mean = [0.5, 0.5, 0.5]\nstd = [0.5, 0.5, 0.5]\n",
+        encoding="utf-8",
+    )
+    factory = ["--model", "sparse_nets:scattered", "--path", str(Path(sparse_nets.__file__).parent)]
+    like = ["--spec", str(folder / "sparse.toml"), "--input", "1x3x32x32", "-o", str(folder / "model")]
+    assert run(["export", str(folder / "sparse.safetensors"), *factory, *like]) == 0
+    cut = ["--board", "linux-x86-64", "--calib", str(tiny_samples), "--split", "backbone.1"]
+    assert run(["build", str(folder / "model"), *cut, "-o", str(folder / "bundle")]) == 0
+    return folder / "bundle"
+
+
+@pytest.mark.triton
+def test_packed_weights(packed: Path, tmp_path: Path) -> None:
+    tensors = tensors_of(load_bundle(packed))
+    with running_triton(written(packed, tmp_path, "--backend", "python")) as theirs, running_server(packed) as ours:
+        found, expected = asked(theirs.url, packed, tensors), asked(ours.url, packed, tensors)
+    for split_id, outputs in found.items():
+        graph = onnx.load(packed / "server" / f"{split_id}.onnx").graph
+        assert "ScatterElements" in {node.op_type for node in graph.node}
         for name, array in outputs.items():
             np.testing.assert_array_equal(array, expected[split_id][name], strict=True)
 
