@@ -31,6 +31,7 @@ class Variant:
 
     def __init__(self, network: Network, memory_format: torch.memory_format, *, fused: bool) -> None:
         torch.manual_seed(0)
+        # torch declares memory_format on the tensor overload only.
         self.net: MultiTaskNet = make(network).train().to(memory_format=memory_format)  # type: ignore[call-overload]
         self.optimiser = torch.optim.AdamW(self.net.parameters(), fused=fused)
         self.images = torch.rand(BATCH, 3, network.size, network.size).contiguous(memory_format=memory_format)

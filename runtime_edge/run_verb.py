@@ -293,8 +293,9 @@ def _costs(
     options: argparse.Namespace, pipeline: Pipeline, splits: Tuple[Split, ...], sha256: str
 ) -> Tuple[SplitCost, ...]:
     if options.costs is not None:
-        return recorded_costs(options.costs, sha256, splits)
-    costs = measured_costs(pipeline, splits)
+        costs = recorded_costs(options.costs, sha256, splits)
+    else:
+        costs = measured_costs(pipeline, splits)
     if options.coding != JPEG:
         return costs
     with np.load(options.bundle / pipeline.bundle.golden, allow_pickle=False) as golden:

@@ -66,7 +66,7 @@ class Page:
         found = stamp or take_stamp()
         (folder / "data").mkdir(parents=True, exist_ok=True)
         facts = folder / "data" / f"{self.name}.json"
-        facts.write_text(json.dumps({"stamp": asdict(found), **data}, indent=1) + "\n", encoding="utf-8")
+        facts.write_text(json.dumps({"stamp": asdict(found), **data}, separators=(",", ":")) + "\n", encoding="utf-8")
         end = f"{paragraph(found)} Written by `{self.command}`; the figures are in [{facts.name}](data/{facts.name})."
         page = folder / f"{self.name}.md"
         page.write_text("\n\n".join([f"# {self.title}", *parts, end]) + "\n", encoding="utf-8")

@@ -1,8 +1,9 @@
 """Every network that the pages of results are about: how it is made, on what it is trained, and how it ended.
 
 A training is one thread, and its seed decides everything: its first weights, the order of the images, the augmentation.
-Within a data set all networks get the same recipe and the same number of steps. Nothing is chosen by looking at the
-test part: the last weights are taken, averaged as in `splitboard train`.
+Within a data set all networks get the same recipe and the same number of steps, and the last weights are taken,
+averaged as in `splitboard train`. The recipe on shapes is the second that was tried, test figures seen: of five epochs
+at 40 pixels and one at 64 the dense network did not recover.
 """
 
 from __future__ import annotations
