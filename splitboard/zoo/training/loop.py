@@ -23,9 +23,6 @@ from splitboard.zoo.training.losses import JointLoss
 from splitboard.zoo.training.reading import remembered
 from splitboard.zoo.training.recipe import Recipe
 
-_LARGE_PIXELS = 128
-"""Rows of an image from which on EfficientNet-Lite0 trains faster on a CPU with channels last: at 160, not at 96."""
-
 Log = Callable[[str, float, int], None]
 """Takes the name of a number, the number, and the steps done."""
 
@@ -123,11 +120,9 @@ class _Run:
         self._sizes = [stage.size for stage in recipe.stages for _ in range(stage.epochs)]
         self.total = self.per_epoch * len(self._sizes)
         self.done = 0
-        # Tensor cores want channels last, and so does oneDNN for large depthwise maps (benchmarks/training_step.py).
-        small = device.name == "cpu" and max(self._sizes) < _LARGE_PIXELS
-        self._format = torch.contiguous_format if small else torch.channels_last
+        # Tensor cores want channels last, and so do oneDNN's depthwise convolutions (benchmarks/training_step.py).
         # torch declares memory_format on the tensor overload only.
-        self.model: MultiTaskNet = model.to(device.name, memory_format=self._format).train()  # type: ignore[call-overload]
+        self.model: MultiTaskNet = model.to(device.name, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self._loss = JointLoss(model.outputs, recipe.weighting).to(device.name)
         self._targets = {one.task: torch.from_numpy(part.targets[one.task]) for one in model.outputs}
         self._mean, self._std = (
@@ -169,7 +164,7 @@ class _Run:
         pixels = read.to(self._device.name).permute(0, 3, 1, 2).float() / 255
         size, warp = self._sizes[epoch], self._recipe.augmentation
         pixels = resized(pixels, size) if warp is None else warped(pixels, size, warp, self._generator)
-        images = ((pixels - self._mean) / self._std).contiguous(memory_format=self._format)
+        images = ((pixels - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
         return images, {task: values[chosen].to(self._device.name) for task, values in self._targets.items()}
 
     def about(self) -> dict[str, str]:
