@@ -190,15 +190,23 @@ ELPV = Setting(
     RESNET18_CUTS,
     dict.fromkeys(DENSITIES, SEEDS),
 )
-SHAPES_MOBILE = replace(
-    SHAPES,
-    name="shapes-mobile",
-    network=replace(SHAPES.network, backbone="mobilenet-v3-small"),
-    exits=(ExitAt("3"), ExitAt("8")),
-    cuts=("3", "12"),
-    seeds={},
-)
-"""One of MTL-Split's own backbones, a quarter of ResNet18's time: one network per task and all that interferes."""
+
+
+def mobile(setting: Setting, recipe: Recipe) -> Setting:
+    """The same data on one of MTL-Split's own backbones, which trains in a fifth of ResNet18's time."""
+    return replace(
+        setting,
+        name=f"{setting.name}-mobile",
+        network=replace(setting.network, backbone="mobilenet-v3-small"),
+        recipe=recipe,
+        exits=(ExitAt("3"), ExitAt("8")),
+        cuts=("3", "12"),
+        seeds={},
+    )
+
+
+SHAPES_MOBILE = mobile(SHAPES, SHAPES.recipe)
+ELPV_MOBILE = mobile(ELPV, replace(ELPV.recipe, stages=(Stage(epochs=16, size=64),)))
 
 _LITE0 = Network("efficientnet-lite0", ELPV.network.classes, 160, Flat())
 _LITE0_RECIPE = Recipe(stages=(Stage(5, 160),), learning_rate=1.5e-3, threads=1, augmentation=CELLS)
@@ -244,11 +252,11 @@ def of_sparsity(*, small: bool) -> list[Setting]:
 
 def of_tasks(*, small: bool) -> list[Setting]:
     """Where one network for all tasks is compared with one for each."""
-    return [quick(one) if small else one for one in (SHAPES_MOBILE, ELPV)]
+    return [quick(one) if small else one for one in (SHAPES_MOBILE, ELPV_MOBILE)]
 
 
 def of_interference(*, small: bool) -> Setting:
-    """Where a task may pay for another. Not on the solar cells, whose second task is always right."""
+    """Where a task may pay for another. Not on the solar cells, whose second task is nearly always right."""
     return quick(SHAPES_MOBILE) if small else SHAPES_MOBILE
 
 
