@@ -213,7 +213,6 @@ class Cell:
             f"{np.percentile(ms, 90):.1f}",
             f"{self.edge_ms:.1f}",
             f"{self.peak_mib:.0f}",
-            *(f"{100 * share:.1f}" for share in self.accuracy.values()),
         ]
 
 
@@ -371,20 +370,21 @@ def measure(
     return [Cell(variant, link, tuple(answers), share) for (link, variant), answers in found.items()]
 
 
+def judge(folder: Path, data: Path, variants: Sequence[Variant], images: int) -> list[Cell]:
+    """Every variant on as many images, one process each, over a fast link: answers do not depend on it."""
+    return measure(folder, data, [Link(1000, 1)], variants, 1, images - N_WARM)
+
+
 def markdown(cells: Sequence[Cell]) -> str:
-    """A table of cells."""
-    tasks = list(cells[0].accuracy)
-    header = [
-        "link",
-        "answered by",
-        "bytes sent",
-        "p50 ms",
-        "p90 ms",
-        "board ms",
-        "board MiB",
-        *(f"{t} %" for t in tasks),
-    ]
+    """Sizes, times and memory of cells."""
+    header = ["link", "answered by", "bytes sent", "p50 ms", "p90 ms", "board ms", "board MiB"]
     return table(header, [[str(cell.link), *cell.row()] for cell in cells], left=2)
+
+
+def accuracy_table(judged: Sequence[Cell]) -> str:
+    """Share of right answers by variant and task."""
+    rows = [[cell.variant.name, *(f"{100 * share:.2f}" for share in cell.accuracy.values())] for cell in judged]
+    return table(["answered by", *(f"{task}, %" for task in judged[0].accuracy)], rows)
 
 
 def about(cells: Sequence[Cell]) -> str:
@@ -410,7 +410,8 @@ def main() -> None:
     splits = [one for one in options.splits.split(",") if one]
     variants = variants_of(load_bundle(options.bundle), splits)
     cells = measure(options.bundle, options.data, LINKS, variants, options.rounds, options.images, options.share)
-    print(f"{markdown(cells)}\n\n{about(cells)}\n\n{paragraph(take_stamp())}")
+    right = [accuracy_table(cells[: len(variants)])] if cells[0].accuracy else []
+    print("\n\n".join([markdown(cells), *right, about(cells), paragraph(take_stamp())]))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from deployed import BEHIND, Deployment, judged, part_file
 from figures import Spread, paired, table
 from jobs import Store, work_off
 from result_page import Page, arguments
-from shipped import PLACED_AT, WHOLE, bundles, placement_table, placements, places
+from shipped import PLACED_AT, WHOLE, bundles, placement_table, placements, places, right_answers
 from trainings import Setting, Training, of_interference, of_tasks, task_seeds
 
 from splitboard.zoo.data import elpv
@@ -110,7 +110,7 @@ def main() -> None:
     """Deploys and measures what is not yet, writes the page."""
     asked = arguments(__doc__ or "")
     trainings, deployed = Store(asked.store / "trainings"), Store(asked.store / "deployments")
-    rounds, images = (1, 4) if asked.quick else (ROUNDS, IMAGES)
+    rounds, images, n_judged = (1, 4, 40) if asked.quick else (ROUNDS, IMAGES, 654)
     parts, data = [ABOUT], {}
     pays = of_interference(small=asked.quick)
     for setting in of_tasks(small=asked.quick):
@@ -136,6 +136,7 @@ def main() -> None:
     test = part_file(elpv.load().test, deployed.path("elpv.test.npz"))
     cells = places(made[WHOLE], test, rounds, images)
     placed = placements(made, test, rounds, images)
+    right = right_answers(made, test, n_judged)
     parts += [
         "## Where to compute",
         "The shipped checkpoint (EfficientNet-Lite0, pooled heads, 224 pixels), INT8 on the edge. " + link.about(cells),
@@ -143,8 +144,12 @@ def main() -> None:
         "## A placement for each task",
         f"Cut at `{PLACED_AT}`, {link.LINKS[1]}.",
         placement_table(placed),
+        "## What they answer",
+        f"Of {n_judged - link.N_WARM} test images, which is the same over every link.",
+        link.accuracy_table(right),
     ]
     data["places"] = [cell.to_json() for cell in [*cells, *placed]]
+    data["accuracy"] = {cell.variant.name: cell.accuracy for cell in right}
     print(Page("mtl-split", "MTL-Split", "make results").write(asked.pages, parts, data))
 
 

@@ -34,10 +34,15 @@ def arguments(doc: str) -> Arguments:
     parser.add_argument("--store", type=Path, help="default: build/results, or build/results-quick")
     parser.add_argument("--pages", type=Path, help="default: docs/results, or the store's own folder with --quick")
     options = parser.parse_args()
-    store = options.store or Path("build/results-quick" if options.quick else "build/results")
+    store = options.store or default_store(quick=options.quick)
     return Arguments(
         options.quick, store, options.pages or (store / "pages" if options.quick else Path("docs/results"))
     )
+
+
+def default_store(*, quick: bool) -> Path:
+    """Where what was trained and measured is kept; quick work stands apart, since its files have the same names."""
+    return Path("build/results-quick" if quick else "build/results")
 
 
 @dataclass(frozen=True)

@@ -77,28 +77,39 @@ def places(bundle: Path, data: Path, rounds: int, images: int) -> list[link.Cell
     return link.measure(bundle, data, link.LINKS, link.variants_of(load_bundle(bundle)), rounds, images)
 
 
+def right_answers(made: Mapping[Shipped, Path], data: Path, images: int) -> list[link.Cell]:
+    """All that is timed, on as many images."""
+    found = link.judge(made[WHOLE], data, link.variants_of(load_bundle(made[WHOLE])), images)
+    for shipped in PLACED:
+        found += link.judge(made[shipped], data, [_placement(shipped, made[shipped])], images)
+    return found
+
+
 def placements(made: Mapping[Shipped, Path], data: Path, rounds: int, images: int) -> list[link.Cell]:
     """Behind the pooling at 10 Mbit/s: the server answers both tasks, or one task's head is on the board."""
-    found = []
-    for shipped, folder in made.items():
-        (split,) = (one for one in load_bundle(folder).splits if one.scope == PLACED_AT)
-        name = "both on the server" if shipped.local is None else f"{shipped.local} on the board"
-        found += link.measure(folder, data, link.LINKS[1:2], [link.Variant(name, split.id)], rounds, images)
-    return found
+    return [
+        cell
+        for shipped, folder in made.items()
+        for cell in link.measure(folder, data, link.LINKS[1:2], [_placement(shipped, folder)], rounds, images)
+    ]
+
+
+def _placement(shipped: Shipped, folder: Path) -> link.Variant:
+    (split,) = (one for one in load_bundle(folder).splits if one.scope == PLACED_AT)
+    name = "both on the server" if shipped.local is None else f"{shipped.local} on the board"
+    return link.Variant(name, split.id)
 
 
 def placement_table(cells: Sequence[link.Cell]) -> str:
     """When and by whom each task is answered."""
-    tasks = list(cells[0].accuracy)
+    tasks = list(cells[0].by)
     rows = [
         [
             cell.variant.name,
             f"{cell.sent_bytes:,.0f}",
             f"{cell.edge_ms:.1f}",
             *(f"{cell.after_ms(task):.1f}, {next(iter(cell.by[task]))}" for task in tasks),
-            *(f"{100 * share:.1f}" for share in cell.accuracy.values()),
         ]
         for cell in cells
     ]
-    header = ["heads", "bytes sent", "board, ms", *(f"{task} answered after, ms" for task in tasks)]
-    return table([*header, *(f"{task}, %" for task in tasks)], rows)
+    return table(["heads", "bytes sent", "board, ms", *(f"{task} answered after, ms" for task in tasks)], rows)

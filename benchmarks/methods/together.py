@@ -109,7 +109,7 @@ def accuracies(by_bundle: dict[Path, list[link.Variant]], data: Path, images: in
             for one in some
             for split in (splits if one.split == AUTO else [one.split])
         ]
-        for cell in link.measure(bundle, data, [link.Link(1000, 1)], asked, 1, images - link.N_WARM):
+        for cell in link.judge(bundle, data, asked, images):
             found[cell.variant.name, cell.variant.split] = cell.accuracy
     return found
 

@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 from jobs import WORKERS, Store, work_off
+from result_page import default_store
 from trainings import PLAIN, TOGETHER, Training, lite0, of_interference, of_sparsity, of_tasks, task_seeds, train
 
 
@@ -28,10 +29,11 @@ def main() -> None:
     """Trains."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="tiny, to see that it runs")
-    parser.add_argument("--store", type=Path, default=Path("build/results"))
+    parser.add_argument("--store", type=Path, help="default: build/results, or build/results-quick")
     parser.add_argument("--workers", type=int, default=WORKERS)
     options = parser.parse_args()
-    work_off(every_training(small=options.quick), Store(options.store / "trainings"), train, options.workers)
+    store = options.store or default_store(quick=options.quick)
+    work_off(every_training(small=options.quick), Store(store / "trainings"), train, options.workers)
 
 
 if __name__ == "__main__":
