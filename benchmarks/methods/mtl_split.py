@@ -111,6 +111,7 @@ def main() -> None:
     asked = arguments(__doc__ or "")
     trainings, deployed = Store(asked.store / "trainings"), Store(asked.store / "deployments")
     rounds, images, n_judged = (1, 4, 40) if asked.quick else (ROUNDS, IMAGES, 654)
+    links = link.LINKS[1:2] if asked.quick else link.LINKS
     parts, data = [ABOUT], {}
     pays = of_interference(small=asked.quick)
     for setting in of_tasks(small=asked.quick):
@@ -134,7 +135,7 @@ def main() -> None:
             ]
     made = bundles(deployed)
     test = part_file(elpv.load().test, deployed.path("elpv.test.npz"))
-    cells = places(made[WHOLE], test, rounds, images)
+    cells = places(made[WHOLE], test, links, rounds, images)
     placed = placements(made, test, rounds, images)
     right = right_answers(made, test, n_judged)
     parts += [

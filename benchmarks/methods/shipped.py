@@ -72,9 +72,9 @@ def _folder(shipped: Shipped, store: Store) -> Path:
     return store.path(f"{shipped.name}.bundle")
 
 
-def places(bundle: Path, data: Path, rounds: int, images: int) -> list[link.Cell]:
-    """Local only, remote only and split, over all links."""
-    return link.measure(bundle, data, link.LINKS, link.variants_of(load_bundle(bundle)), rounds, images)
+def places(bundle: Path, data: Path, links: Sequence[link.Link], rounds: int, images: int) -> list[link.Cell]:
+    """Local only, remote only and split."""
+    return link.measure(bundle, data, links, link.variants_of(load_bundle(bundle)), rounds, images)
 
 
 def right_answers(made: Mapping[Shipped, Path], data: Path, images: int) -> list[link.Cell]:
