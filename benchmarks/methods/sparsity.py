@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from deployed import LOCAL, Deployment, judged
+from deployed import LOCAL, Deployment, built, judged
 from exit_rates import Evidence, fitted, sweep
 from figures import Spread, paired, table
 from half_latencies import EDGE, SERVER, Times, measure
@@ -358,14 +358,16 @@ def speed_claim(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def deployments(trained: Trained) -> list[Deployment]:
-    """INT8 for some seeds, float for the one that is timed."""
+def deploy(trained: Trained, deployed: Store) -> None:
+    """INT8 for some seeds, which are judged, and float for the one that is timed."""
     int8 = [
         trained.deployment(density, seed)
         for density in trained.densities
         for seed in trained.seeds(density)[:N_DEPLOYED]
     ]
-    return [*int8, *(trained.deployment(density, trained.first, "fp32") for density in trained.densities)]
+    work_off(int8, deployed, partial(judged, trained.trainings))
+    fp32 = [trained.deployment(density, trained.first, "fp32") for density in trained.densities]
+    work_off(fp32, deployed, partial(built, trained.trainings))
 
 
 def main() -> None:
@@ -375,7 +377,7 @@ def main() -> None:
     parts, data = [ABOUT], {}
     for setting in of_sparsity(small=asked.quick):
         trained = Trained(setting, trainings)
-        work_off(deployments(trained), deployed, partial(judged, trainings))
+        deploy(trained, deployed)
         found = latencies(trained, deployed, 10 if asked.quick else ROUNDS)
         name = setting.data.name
         data[name] = {
