@@ -131,12 +131,14 @@ class _Filter(NamedTuple):
     """Interpolation of some target positions from some source positions.
 
     Attributes:
-        weights: ``[targets, sources]``; whole numbers that sum to 256 in every row.
-        sources: the source positions that have a weight.
+        span: the source positions that have a weight.
+        taps: ``[taps, targets]``; positions within the span, the same number for every target.
+        weights: ``[taps, targets]``; whole numbers that sum to 256 for every target.
     """
 
+    span: slice
+    taps: NDArray[np.intp]
     weights: NDArray[np.float32]
-    sources: slice
 
 
 @lru_cache(maxsize=32)
@@ -154,10 +156,33 @@ def _filter(source: int, target: int, wanted: range) -> _Filter:
     for row, order, missing in zip(weights, largest_first, _STEPS - weights.sum(axis=1)):
         row[order[:missing]] += 1
     used = np.flatnonzero(weights.any(axis=0))
-    sources = slice(int(used[0]), int(used[-1]) + 1)
-    exact: NDArray[np.float32] = weights[:, sources].astype(np.float32)
-    exact.setflags(write=False)
-    return _Filter(exact, sources)
+    span = slice(int(used[0]), int(used[-1]) + 1)
+    return _Filter(span, *_banded(weights[:, span]))
+
+
+def _banded(weights: NDArray[np.int64]) -> Tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """Positions and weights of as many neighbours as the widest row has; what a narrower one has too many weighs 0."""
+    present = weights != 0
+    first, last = present.argmax(axis=1), weights.shape[1] - 1 - present[:, ::-1].argmax(axis=1)
+    n_taps = int((last - first).max()) + 1
+    taps = np.minimum(first, weights.shape[1] - n_taps)[:, None] + np.arange(n_taps)
+    found = np.ascontiguousarray(taps.T), np.ascontiguousarray(np.take_along_axis(weights, taps, 1).T, np.float32)
+    for one in found:
+        one.setflags(write=False)
+    return found
+
+
+def _filtered(rows: NDArray[Any], along: _Filter) -> NDArray[np.float32]:
+    """Filters ``[n, rows, ...]`` along its rows.
+
+    Tap by tap: a product with the matrix of the weights, which are mostly 0, is more work, and some BLAS wakes threads
+    for it that then wait busily, which costs a board more than the network does (benchmarks/preprocess.py).
+    """
+    shape = (-1, *(1 for _ in rows.shape[2:]))
+    summed: NDArray[np.float32] = rows.take(along.taps[0], 1) * along.weights[0].reshape(shape)
+    for positions, weights in zip(along.taps[1:], along.weights[1:]):
+        summed += rows.take(positions, 1) * weights.reshape(shape)
+    return summed
 
 
 def _resize_part(images: NDArray[np.uint8], size: Tuple[int, int], rows: range, columns: range) -> NDArray[np.uint8]:
@@ -166,11 +191,12 @@ def _resize_part(images: NDArray[np.uint8], size: Tuple[int, int], rows: range, 
         return np.ascontiguousarray(images[:, rows.start : rows.stop, columns.start : columns.stop])
     _, height, width, _ = images.shape
     vertical, horizontal = _filter(height, size[0], rows), _filter(width, size[1], columns)
-    planes = images[:, vertical.sources, horizontal.sources].transpose(0, 3, 1, 2).astype(np.float32)
+    inside = np.ascontiguousarray(images[:, vertical.span, horizontal.span])
     # Whole numbers, in units of 2**-16.
-    summed: NDArray[np.float32] = np.matmul(np.matmul(vertical.weights, planes), horizontal.weights.T)
-    rounded = np.floor((summed + _STEPS * _STEPS / 2) / (_STEPS * _STEPS)).astype(np.uint8)
-    return np.ascontiguousarray(rounded.transpose(0, 2, 3, 1))
+    summed = _filtered(np.ascontiguousarray(_filtered(inside, vertical).swapaxes(1, 2)), horizontal)
+    summed += _STEPS * _STEPS / 2
+    summed *= 1 / (_STEPS * _STEPS)  # a power of two: exact
+    return np.ascontiguousarray(summed.astype(np.uint8).swapaxes(1, 2))  # the cast rounds down
 
 
 def resize(images: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
