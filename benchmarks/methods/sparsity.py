@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -26,7 +25,7 @@ from figures import Spread, paired, table
 from half_latencies import EDGE, SERVER, Times, measure
 from jobs import Store, work_off
 from result_page import Page, arguments
-from trainings import CLAIMED, SCORES, Setting, of_sparsity
+from trainings import DENSE, GRADED, SCORES, Density, Setting, of_sparsity
 
 from splitboard.contract.bundle import load_bundle
 from splitboard.contract.exits import MEASURES
@@ -56,47 +55,47 @@ class Trained:
     @property
     def first(self) -> int:
         """The seed of what is timed, and of sizes, which are the same for all seeds."""
-        return self.setting.seeds[Fraction(1)][0]
+        return self.setting.seeds[DENSE][0]
 
     @property
-    def densities(self) -> list[Fraction]:
+    def densities(self) -> list[Density]:
         """Those with a finished seed, 1 first."""
         return [density for density in self.setting.seeds if self.seeds(density)]
 
-    def seeds(self, density: Fraction) -> list[int]:
+    def seeds(self, density: Density) -> list[int]:
         """Those that this density and the dense network have been trained with."""
         return [
             seed
             for seed in self.setting.seeds[density]
-            if all(self.trainings.read(self.setting.of_density(one, seed)) for one in (Fraction(1), density))
+            if all(self.trainings.read(self.setting.of_density(one, seed)) for one in (DENSE, density))
         ]
 
-    def result(self, density: Fraction, seed: int) -> Mapping[str, Any]:
+    def result(self, density: Density, seed: int) -> Mapping[str, Any]:
         """Of one training."""
         found = self.trainings.read(self.setting.of_density(density, seed))
         assert found is not None
         return found
 
-    def accuracy(self, density: Fraction, task: str) -> Spread:
+    def accuracy(self, density: Density, task: str) -> Spread:
         """Percent of the test images, by seed."""
         return Spread(tuple(100 * self.result(density, seed)["accuracy"]["test"][task] for seed in self.seeds(density)))
 
-    def loss(self, density: Fraction, task: str) -> Spread:
+    def loss(self, density: Density, task: str) -> Spread:
         """Points against the dense network of the same seed."""
-        seeds, dense = self.seeds(density), self.accuracy(Fraction(1), task)
-        of_seed = dict(zip(self.seeds(Fraction(1)), dense.values, strict=True))
+        seeds, dense = self.seeds(density), self.accuracy(DENSE, task)
+        of_seed = dict(zip(self.seeds(DENSE), dense.values, strict=True))
         return paired([of_seed[seed] for seed in seeds], self.accuracy(density, task).values)
 
-    def mean_loss(self, density: Fraction) -> Spread:
+    def mean_loss(self, density: Density) -> Spread:
         """Mean over the tasks, by seed."""
         losses = [self.loss(density, task).values for task in self.setting.tasks]
         return Spread(tuple(float(np.mean(one)) for one in zip(*losses, strict=True)))
 
-    def deployment(self, density: Fraction, seed: int, precision: str = "int8") -> Deployment:
+    def deployment(self, density: Density, seed: int, precision: str = "int8") -> Deployment:
         """Of one training."""
         return Deployment(self.setting.of_density(density, seed), self.setting.cuts, precision)
 
-    def evidence(self, density: Fraction, seed: int, task: str, part: str, truth: np.ndarray) -> Evidence:
+    def evidence(self, density: Density, seed: int, task: str, part: str, truth: np.ndarray) -> Evidence:
         """Scores of a task's exits and of its last output."""
         training = self.setting.of_density(density, seed)
         with np.load(self.trainings.path(training.name + SCORES)) as scores:
@@ -120,8 +119,8 @@ def accuracy_table(trained: Trained, deployed: Store) -> str:
                 str(density),
                 str(len(trained.seeds(density))),
                 *(trained.accuracy(density, task).text() for task in trained.setting.tasks),
-                *("" if density == 1 else trained.loss(density, task).text() for task in trained.setting.tasks),
-                "" if density == 1 else f"{mean.mean:+.2f}{_interval(mean)}",
+                *("" if density == DENSE else trained.loss(density, task).text() for task in trained.setting.tasks),
+                "" if density == DENSE else f"{mean.mean:+.2f}{_interval(mean)}",
                 _int8(trained, density, deployed),
             ]
         )
@@ -133,7 +132,7 @@ def _interval(spread: Spread) -> str:
     return "" if half is None else f" ({spread.mean - half:+.2f} to {spread.mean + half:+.2f})"
 
 
-def _int8(trained: Trained, density: Fraction, deployed: Store) -> str:
+def _int8(trained: Trained, density: Density, deployed: Store) -> str:
     """Points that INT8 costs beyond float, by task: mean over the first seeds."""
     found = [deployed.read(trained.deployment(density, seed)) for seed in trained.seeds(density)]
     kept = [one for one in found if one is not None]
@@ -151,7 +150,7 @@ def size_table(trained: Trained, deployed: Store) -> str:
     header = ["density", "weights", "float32 bytes", "smaller", "INT8 bytes", "smaller", "MACs", "less work"]
     header += ["edge file, INT8", "server half at layer2, float"]
     rows = []
-    dense = trained.result(Fraction(1), trained.first)
+    dense = trained.result(DENSE, trained.first)
     for density in trained.densities:
         one = trained.result(density, trained.first)
         stored, work = one["stored"], one["macs"]["run"]
@@ -224,7 +223,7 @@ def latency_table(found: Mapping[str, Any], behind: str) -> str:
     for density in found["int8"]:
         cells = [density]
         for _, precision, half, scope in columns:
-            ms, dense = found[precision][density][half][scope], found[precision]["1"][half][scope]
+            ms, dense = found[precision][density][half][scope], found[precision][str(DENSE)][half][scope]
             cells.append(f"{ms:.2f} ({dense / ms:.2f}x)")
         rows.append(cells)
     return table(["density", *(f"{name}, ms" for name, *_ in columns)], rows)
@@ -233,7 +232,7 @@ def latency_table(found: Mapping[str, Any], behind: str) -> str:
 def exit_table(trained: Trained, allowed: float = 0.005) -> str:
     """What exits answer at the threshold that was fitted on the validation images, by density, task and rule."""
     data = trained.setting.data.load()
-    names = [one.at for one in trained.setting.of_density(Fraction(1), 0).network.exits]
+    names = [one.at for one in trained.setting.of_density(DENSE, 0).network.exits]
     header = [
         "density",
         "task",
@@ -259,7 +258,7 @@ def exit_table(trained: Trained, allowed: float = 0.005) -> str:
     return table(header, rows, left=3)
 
 
-def sweep_table(trained: Trained, density: Fraction) -> str:
+def sweep_table(trained: Trained, density: Density) -> str:
     """The same for given thresholds, of one density."""
     data = trained.setting.data.load()
     names = [one.at for one in trained.setting.of_density(density, 0).network.exits]
@@ -297,7 +296,7 @@ def _exited(evidence: Sequence[Evidence], measured: str, thresholds: Sequence[fl
 
 def claim(trained: Trained) -> list[str]:
     """Of every density that saves enough, whether its loss is small enough."""
-    dense = trained.result(Fraction(1), trained.first)
+    dense = trained.result(DENSE, trained.first)
     lines = []
     for density in trained.densities[1:]:
         one = trained.result(density, trained.first)
@@ -402,8 +401,8 @@ def main() -> None:
             "### Early exits",
             EXITS,
             exit_table(trained),
-            f"At given thresholds, density {CLAIMED}:",
-            sweep_table(trained, CLAIMED),
+            f"At given thresholds, density {GRADED}:",
+            sweep_table(trained, GRADED),
         ]
     data["sparse_parts"] = sparse_parts("64" if asked.quick else "64,224", 5 if asked.quick else ROUNDS)
     parts += [
@@ -418,7 +417,7 @@ def main() -> None:
 
 
 def _about(trained: Trained) -> str:
-    one = trained.result(Fraction(1), trained.first)
+    one = trained.result(DENSE, trained.first)
     counts = one["n"]
     recipe = trained.setting.recipe
     steps = sum(stage.epochs for stage in recipe.stages) * (counts["train"] // recipe.batch)

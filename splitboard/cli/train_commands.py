@@ -30,7 +30,9 @@ def train(
         list[str] | None,
         typer.Option("--exit", help="Early exit behind a module of the backbone: layer2=0.3 (weight)."),
     ] = None,
-    density: Annotated[str, typer.Option(help="Share of the weights that exist: backbone=1/8,heads=1/16.")] = "",
+    density: Annotated[
+        str, typer.Option(help="Share of the weights that exist: backbone=1/8,heads=1/16,layer1=1/4.")
+    ] = "",
     pattern: Annotated[str, typer.Option(help="Which weights exist: grouped (runs faster) or scattered.")] = "",
     weighting: Annotated[str, typer.Option(help="Of the tasks' losses: sum, or uncertainty (learnt).")] = "",
     epochs: Annotated[int | None, typer.Option(min=1, help="All at one size.")] = None,

@@ -33,7 +33,7 @@ class TrainRequest:
         head: ``pooled`` or ``flat``.
         hidden: width of the heads.
         exits: each a module path, with or without ``=weight``.
-        density: ``backbone=1/8,heads=1/16``.
+        density: ``backbone=1/8,heads=1/16``; other names are modules of the backbone.
         pattern: ``grouped`` or ``scattered``.
         weighting: ``sum`` or ``uncertainty``.
         epochs: at the one size.
@@ -244,16 +244,17 @@ def _sparsity(request: TrainRequest) -> Sparsity | None:
                 f'--pattern "{request.pattern}" without --density', ["--density backbone=1/8,heads=1/8", "no --pattern"]
             )
         return None
-    densities = {"backbone": Fraction(1), "heads": Fraction(1)}
+    densities: dict[str, Fraction] = {}
     for text in request.density.split(","):
         part, separator, density = text.strip().partition("=")
-        if not separator or part not in densities:
+        if not separator or not part:
             raise UserError(f'--density "{text}" names no part', ["--density backbone=1/8,heads=1/16"])
         try:
             densities[part] = Fraction(density)
         except (ValueError, ZeroDivisionError) as error:
             raise UserError(f'"{density}" is no density', [f"--density {part}=1/8"]) from error
-    return Sparsity(densities["backbone"], densities["heads"], _pattern(request.pattern))
+    backbone, heads = (densities.pop(part, Fraction(1)) for part in ("backbone", "heads"))
+    return Sparsity(backbone, heads, _pattern(request.pattern), modules=tuple(densities.items()))
 
 
 def _pattern(text: str) -> Grouped | Scattered:

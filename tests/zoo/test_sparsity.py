@@ -342,7 +342,29 @@ def test_a_part_without_layers_is_refused() -> None:
         sparsify(net, Sparsity(Fraction(1, 2)))
 
 
+def test_modules_have_densities_of_their_own() -> None:
+    quarter, half = Fraction(1, 4), Fraction(1, 2)
+    net = resnet18()
+    sparsify(net, Sparsity(EIGHTH, modules=(("layer1", quarter), ("layer1.1", half), ("layer2.0", Fraction(1)))))
+    groups = {name: m.groups for name, m in net.named_modules() if isinstance(m, nn.Conv2d) and "conv" in name}
+    found = {name.removeprefix("backbone."): groups[name] for name in groups}
+    assert {found[f"layer1.0.conv{i}"] for i in (1, 2)} == {4}
+    assert {found[f"layer1.1.conv{i}"] for i in (1, 2)} == {2}
+    assert {found[f"layer2.0.conv{i}"] for i in (1, 2)} == {1}
+    assert {n for name, n in found.items() if name.startswith(("layer2.1", "layer3", "layer4"))} == {8}
+    shuffled_ones = {name for name, m in net.named_modules() if isinstance(m, ShuffledConv2d)}
+    assert {f"backbone.layer{i}.conv2" for i in ("1.0", "1.1", "2.1", "3.0", "4.1")} <= shuffled_ones
+    image = torch.randn(2, 3, 32, 32)
+    assert torch.isfinite(net.eval()(image)["hue"]).all()
+
+
+def test_a_module_that_is_not_there_is_refused_with_those_that_are() -> None:
+    with pytest.raises(UserError, match='no layer that can be sparse in "layr1"') as raised:
+        sparsify(resnet18(), Sparsity(modules=(("layr1", EIGHTH),)))
+    assert "layer1" in raised.value.tries
+
+
 def test_a_specification_is_its_own_expression() -> None:
-    asked = Sparsity(EIGHTH, Fraction(1, 2), Scattered(5))
+    asked = Sparsity(EIGHTH, Fraction(1, 2), Scattered(5), modules=(("layer1", Fraction(1, 4)),))
     names = {"Sparsity": Sparsity, "Scattered": Scattered, "Fraction": Fraction}
     assert eval(repr(asked), names) == asked

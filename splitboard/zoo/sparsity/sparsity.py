@@ -11,6 +11,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fractions import Fraction
 from functools import reduce
 from math import gcd
@@ -57,6 +58,8 @@ class Sparsity:
         heads: density of the hidden layers of the heads, exits included.
         pattern: which weights these are.
         tasks: whose heads are sparse; none named means all.
+        modules: densities of modules of the backbone that differ from it, by path. Early layers have few weights and
+            suffer most: ``(("layer1", Fraction(1, 4)),)``. Of two paths the longer one counts.
 
     Raises:
         UserError: a density is not above 0 and at most 1.
@@ -66,9 +69,10 @@ class Sparsity:
     heads: Fraction = Fraction(1)
     pattern: Grouped | Scattered = Grouped()
     tasks: tuple[str, ...] = ()
+    modules: tuple[tuple[str, Fraction], ...] = ()
 
     def __post_init__(self) -> None:
-        for part, density in (("backbone", self.backbone), ("heads", self.heads)):
+        for part, density in (("backbone", self.backbone), ("heads", self.heads), *self.modules):
             if not 0 < density <= 1:
                 raise UserError(
                     f'density "{density}" of the {part} is not above 0 and at most 1', ["density 1/8", "1 is dense"]
@@ -91,19 +95,33 @@ def sparsify(net: nn.Module, sparsity: Sparsity) -> None:
         in_heads = {
             name: layer for name, layer in in_heads.items() if not {*sparsity.tasks}.isdisjoint(name.split("."))
         }
-    parts = (("backbone", in_backbone, sparsity.backbone), ("heads", in_heads, sparsity.heads))
+    parts = [*_of_backbone(in_backbone, sparsity), ("heads", in_heads, sparsity.heads)]
     for part, layers, density in parts:
         _check(part, layers, density, sparsity.pattern)
-    for _, layers, density in parts:
-        if density == 1:
-            continue
+    densities = {name: density for _, layers, density in parts for name in layers}
+    for layers in (in_backbone, in_heads):
         if isinstance(sparsity.pattern, Grouped):
-            made = _grouped(layers, density.denominator)
+            made = _grouped(layers, densities)
         else:
-            made = _scattered(layers, density, sparsity.pattern.seed)
+            made = _scattered(layers, densities, sparsity.pattern.seed)
         for name, module in made.items():
             parent, _, child = name.rpartition(".")
             setattr(net.get_submodule(parent), child, module)
+
+
+def _of_backbone(layers: _Layers, sparsity: Sparsity) -> list[tuple[str, _Layers, Fraction]]:
+    """The backbone's layers by what has one density: modules with one of their own, and the rest."""
+    rest, found = dict(layers), []
+    for path, density in sorted(sparsity.modules, key=lambda one: -len(one[0])):
+        own = {name: rest.pop(name) for name in layers if name in rest and f"{name}.".startswith(f"backbone.{path}.")}
+        if not own:
+            known = {".".join(name.split(".")[1:n]) for name in layers for n in (2, 3)}
+            raise UserError(
+                f'the backbone has no layer that can be sparse in "{path}"',
+                get_close_matches(path, known) or sorted(known),
+            )
+        found.append((f'module "{path}"', own, density))
+    return [("backbone", rest, sparsity.backbone), *found]
 
 
 def sparse_layers(net: nn.Module) -> tuple[dict[str, _Layer], dict[str, _Layer]]:
@@ -159,11 +177,14 @@ def _nearest_groups(density: Fraction, common: int) -> list[str]:
     return [str(one) for one in (*above, *below)]
 
 
-def _grouped(layers: _Layers, groups: int) -> dict[str, nn.Module]:
+def _grouped(layers: _Layers, densities: Mapping[str, Fraction]) -> dict[str, nn.Module]:
     """Every other convolution shuffles. A 1x1 with a stride projects a shortcut beside the chain: it does not count."""
     made: dict[str, nn.Module] = {}
     shuffles = False
     for name, layer in layers.items():
+        groups = densities[name].denominator
+        if groups == 1:
+            continue
         if isinstance(layer, nn.Linear):
             made[name] = BlockLinear(layer.in_features, layer.out_features, groups, layer.bias is not None)
         elif _projects(layer.kernel_size, layer.stride):
@@ -178,10 +199,13 @@ def _projects(kernel: Sequence[int], stride: Sequence[int]) -> bool:
     return max(kernel) == 1 and max(stride) > 1
 
 
-def _scattered(layers: _Layers, density: Fraction, seed: int) -> dict[str, nn.Module]:
+def _scattered(layers: _Layers, densities: Mapping[str, Fraction], seed: int) -> dict[str, nn.Module]:
     """A layer's pattern depends on the seed and the layer's name alone."""
     made: dict[str, nn.Module] = {}
     for name, layer in layers.items():
+        density = densities[name]
+        if density == 1:
+            continue
         generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
         pattern = torch.from_numpy(draw(junction(*_sides(layer), density), generator))
         if isinstance(layer, nn.Linear):
