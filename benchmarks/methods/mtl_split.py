@@ -23,7 +23,7 @@ from splitboard.zoo.data import elpv
 Make = Callable[[int], Training]
 """A training by its seed."""
 
-ROUNDS, IMAGES = 4, 8
+ROUNDS, IMAGES = 3, 8
 
 
 @dataclass(frozen=True)
