@@ -192,11 +192,18 @@ class Cell:
     def to_json(self) -> dict[str, Any]:
         """The raw samples."""
         return {
-            "link": str(self.link),
+            "link": asdict(self.link),
             "share": self.share,
-            **asdict(self.variant),
+            "variant": asdict(self.variant),
             "rounds": [*map(asdict, self.answers)],
         }
+
+    @staticmethod
+    def from_json(read: Mapping[str, Any]) -> Cell:
+        """The cell that was written so."""
+        link = Link(**read["link"]) if "rate_mbps" in read["link"] else Varying(**read["link"])
+        variant = Variant(**{**read["variant"], "options": tuple(read["variant"]["options"])})
+        return Cell(variant, link, tuple(Answers(**one) for one in read["rounds"]), read["share"])
 
     @property
     def peak_mib(self) -> float:

@@ -11,14 +11,12 @@ from functools import partial
 from typing import Any
 
 import link
-from deployed import BEHIND, Deployment, judged, part_file
+from deployed import BEHIND, Deployment, judged
 from figures import Spread, paired, table
 from jobs import Store, work_off
 from result_page import Page, arguments
-from shipped import PLACED_AT, WHOLE, bundles, placement_table, placements, places, right_answers
+from shipped import PLACED_AT, Measuring, measured, placement_table
 from trainings import Setting, Training, of_interference, of_tasks, task_seeds
-
-from splitboard.zoo.data import elpv
 
 Make = Callable[[int], Training]
 """A training by its seed."""
@@ -110,8 +108,7 @@ def main() -> None:
     """Deploys and measures what is not yet, writes the page."""
     asked = arguments(__doc__ or "")
     trainings, deployed = Store(asked.store / "trainings"), Store(asked.store / "deployments")
-    rounds, images, n_judged = (1, 4, 40) if asked.quick else (ROUNDS, IMAGES, 654)
-    links = link.LINKS[1:2] if asked.quick else link.LINKS
+    measuring = Measuring(link.LINKS[1:2], 1, 4, 40) if asked.quick else Measuring(link.LINKS, ROUNDS, IMAGES, 654)
     parts, data = [ABOUT], {}
     pays = of_interference(small=asked.quick)
     for setting in of_tasks(small=asked.quick):
@@ -133,24 +130,21 @@ def main() -> None:
                 INTERFERENCE,
                 interference_table(compared, deployed),
             ]
-    made = bundles(deployed)
-    test = part_file(elpv.load().test, deployed.path("elpv.test.npz"))
-    cells = places(made[WHOLE], test, links, rounds, images)
-    placed = placements(made, test, rounds, images)
-    right = right_answers(made, test, n_judged)
+    found = measured(measuring, deployed)
     parts += [
         "## Where to compute",
-        "The shipped checkpoint (EfficientNet-Lite0, pooled heads, 224 pixels), INT8 on the edge. " + link.about(cells),
-        link.markdown(cells),
+        "The shipped checkpoint (EfficientNet-Lite0, pooled heads, 224 pixels), INT8 on the edge. "
+        + link.about(found.places),
+        link.markdown(found.places),
         "## A placement for each task",
         f"Cut at `{PLACED_AT}`, {link.LINKS[1]}.",
-        placement_table(placed),
+        placement_table(found.placements),
         "## What they answer",
-        f"Of {n_judged - link.N_WARM} test images, which is the same over every link.",
-        link.accuracy_table(right),
+        f"Of {measuring.n_judged - link.N_WARM} test images, which is the same over every link.",
+        link.accuracy_table(found.judged),
     ]
-    data["places"] = [cell.to_json() for cell in [*cells, *placed]]
-    data["accuracy"] = {cell.variant.name: cell.accuracy for cell in right}
+    data["places"] = [cell.to_json() for cell in [*found.places, *found.placements]]
+    data["accuracy"] = {cell.variant.name: cell.accuracy for cell in found.judged}
     print(Page("mtl-split", "MTL-Split", "make results").write(asked.pages, parts, data))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -72,12 +72,62 @@ def _folder(shipped: Shipped, store: Store) -> Path:
     return store.path(f"{shipped.name}.bundle")
 
 
-def places(bundle: Path, data: Path, links: Sequence[link.Link], rounds: int, images: int) -> list[link.Cell]:
+@dataclass(frozen=True)
+class Measuring:
+    """What is measured of the bundles, and kept.
+
+    Attributes:
+        links: that the places are compared over.
+        rounds: of all that is timed.
+        images: of each round.
+        n_judged: images that are answered by all.
+    """
+
+    links: tuple[link.Link, ...]
+    rounds: int
+    images: int
+    n_judged: int
+
+    name = "elpv-lite0.cells"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All of it.
+
+    Attributes:
+        places: local only, remote only and split.
+        placements: of the heads.
+        judged: both, on many images.
+    """
+
+    places: list[link.Cell]
+    placements: list[link.Cell]
+    judged: list[link.Cell]
+
+
+def measured(asked: Measuring, store: Store) -> Measured:
+    """Measures what is not measured yet."""
+    kept = store.read(asked)
+    if kept is None:
+        made = bundles(store)
+        test = part_file(elpv.load().test, store.path("elpv.test.npz"))
+        found = Measured(
+            _places(made[WHOLE], test, asked.links, asked.rounds, asked.images),
+            _placements(made, test, asked.rounds, asked.images),
+            _judged(made, test, asked.n_judged),
+        )
+        kept = {field.name: [cell.to_json() for cell in getattr(found, field.name)] for field in fields(Measured)}
+        store.write(asked, kept)
+    return Measured(**{name: [*map(link.Cell.from_json, cells)] for name, cells in kept.items()})
+
+
+def _places(bundle: Path, data: Path, links: Sequence[link.Link], rounds: int, images: int) -> list[link.Cell]:
     """Local only, remote only and split."""
     return link.measure(bundle, data, links, link.variants_of(load_bundle(bundle)), rounds, images)
 
 
-def right_answers(made: Mapping[Shipped, Path], data: Path, images: int) -> list[link.Cell]:
+def _judged(made: Mapping[Shipped, Path], data: Path, images: int) -> list[link.Cell]:
     """All that is timed, on as many images."""
     found = link.judge(made[WHOLE], data, link.variants_of(load_bundle(made[WHOLE])), images)
     for shipped in PLACED:
@@ -85,7 +135,7 @@ def right_answers(made: Mapping[Shipped, Path], data: Path, images: int) -> list
     return found
 
 
-def placements(made: Mapping[Shipped, Path], data: Path, rounds: int, images: int) -> list[link.Cell]:
+def _placements(made: Mapping[Shipped, Path], data: Path, rounds: int, images: int) -> list[link.Cell]:
     """Behind the pooling at 10 Mbit/s: the server answers both tasks, or one task's head is on the board."""
     return [
         cell
