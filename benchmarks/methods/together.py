@@ -275,7 +275,7 @@ def main() -> None:
 def _measured(asked: Contest, found: Held) -> str:
     rounds, images = asked.varying
     return (
-        f"Accuracies are of {asked.n_judged - link.N_WARM} test images, each split's by how often it ran here. "
+        f"Accuracies are of {asked.n_judged - link.N_WARM} test images, splits weighted by how often they ran here. "
         f"{link.about(found.cells[:1])} On a varying link {images} images in each of {rounds} rounds, {RATE_HZ} a "
         "second, from the beginning of the trace. The processor's share is granted in steps of milliseconds, which let "
         "a short computation behind a pause run ahead: times differ by up to 10 ms for that reason alone, and what is "
