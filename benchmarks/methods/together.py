@@ -201,7 +201,8 @@ def picture(target: Path, cells: Sequence[link.Cell], accuracy: Accuracy, task: 
     columns = (len(links) + 1) // 2
     with pictures.figure(target, 2, columns, (4 * columns, 6), sharey=True) as axes:
         for ax, name in zip([one for row in axes for one in row], links, strict=False):
-            for cell in (one for one in cells if str(one.link) == name):
+            # The largest first, so that none hides another.
+            for cell in sorted((one for one in cells if str(one.link) == name), key=lambda one: -one.sent_bytes):
                 contestant = cell.variant.name
                 ax.scatter(
                     [float(np.median(cell.total_ms))],
@@ -212,6 +213,7 @@ def picture(target: Path, cells: Sequence[link.Cell], accuracy: Accuracy, task: 
                     edgecolors="black",
                     linewidths=0.5,
                 )
+            ax.margins(y=0.15)
             ax.set_title(name)
             ax.set_xlim(0, 1.15 * max(float(np.median(cell.total_ms)) for cell in cells if str(cell.link) == name))
             ax.set_xlabel("median latency, ms")
