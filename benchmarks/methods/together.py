@@ -269,7 +269,7 @@ def main() -> None:
         between(Path("README.md"), "together", text)
     facts = {
         "accuracy": {" ".join(key): one for key, one in found.accuracy.items()},
-        "cells": [cell.to_json() for cell in found.cells],
+        "cells": [{**cell.to_json(), "variant": cell.variant.name} for cell in found.cells],  # options name paths
     }
     print(Page("together", "All three together", "make results").write(asked.pages, parts, facts, found.stamp))
 
