@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +66,10 @@ def main() -> None:
     rows = []
     for shape, size in CASES:
         image = np.random.default_rng(0).integers(0, 256, (1, *shape), np.uint8)
-        ways = {"products": lambda: by_products(image, size), "taps": lambda: preprocess.resize(image, size, size)}  # noqa: B023  # used at once
+        ways = {
+            "products": partial(by_products, image, size),
+            "taps": partial(preprocess.resize, image, size, size),
+        }
         assert np.array_equal(*(way() for way in ways.values()))
         times: dict[str, list[float]] = {name: [] for name in ways}
         with processors(busy=options.busy):

@@ -1,9 +1,9 @@
 """Every network that the pages of results are about: how it is made, on what it is trained, and how it ended.
 
 A training is one thread, and its seed decides everything: its first weights, the order of the images, the augmentation.
-Within a data set all networks get the same recipe and the same number of steps, and the last weights are taken,
-averaged as in `splitboard train`. The recipe on shapes is the second that was tried, test figures seen: of five epochs
-at 40 pixels and one at 64 the dense network did not recover.
+Of a backbone on a data set all networks get the same recipe and the same number of steps, and the last weights are
+taken, averaged as in `splitboard train`. The recipe on shapes is the second that was tried, test figures seen:
+of five epochs at 40 pixels and one at 64 the dense network did not recover.
 """
 
 from __future__ import annotations
@@ -226,7 +226,7 @@ ELPV = Setting(
 
 
 def mobile(setting: Setting, recipe: Recipe) -> Setting:
-    """The same data on one of MTL-Split's own backbones, which trains in a fifth of ResNet18's time."""
+    """The same data on one of MTL-Split's own backbones, which trains in less time than ResNet18."""
     return replace(
         setting,
         name=f"{setting.name}-mobile",

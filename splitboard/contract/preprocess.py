@@ -9,7 +9,7 @@ All machines produce the same bytes, since nothing depends on the order of a sum
   weights are ratios of whole numbers, rounded by whole-number division to multiples of 1/256 that sum to one.
 * They are applied in float32, which holds every number that occurs exactly: a pixel is at most
   ``255 * 256 * 256 < 2**24`` in units of 2**-16, and every partial sum is a smaller whole number. So neither the order
-  of summation nor a fused multiply-add of some BLAS can change a bit.
+  of summation nor a fused multiply-add can change a bit.
 * Resizing to a shorter side and the centre crop round as torchvision's ``resize`` and ``center_crop`` do.
 * Normalisation is a table of 256 entries per channel, every entry one subtraction and two divisions of float64, which
   IEEE 754 rounds correctly everywhere; quantisation is a table as well.
@@ -176,7 +176,14 @@ def _filtered(rows: NDArray[Any], along: _Filter) -> NDArray[np.float32]:
     """Filters ``[n, rows, ...]`` along its rows.
 
     Tap by tap: a product with the matrix of the weights, which are mostly 0, is more work, and some BLAS wakes threads
-    for it that then wait busily, which costs a board more than the network does (benchmarks/preprocess.py).
+    for it that then wait for one another busily (benchmarks/preprocess.py).
+
+    Args:
+        rows: uint8 pixels, or whole numbers below ``2**16`` in float32.
+        along: whose span ``rows`` is.
+
+    Returns:
+        ``[n, targets, ...]``, 256 times what is interpolated.
     """
     shape = (-1, *(1 for _ in rows.shape[2:]))
     summed: NDArray[np.float32] = rows.take(along.taps[0], 1) * along.weights[0].reshape(shape)

@@ -161,7 +161,7 @@ def test_three_steps_are_those_of_plain_torch() -> None:
     recipe = replace(RECIPE, stages=(Stage(1, 24),))
     found = trained(recipe, data)
 
-    # Dropout draws in the order of memory.
+    # Dropout draws in the order of memory. torch declares memory_format on the tensor overload only.
     net = small_net().train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     torch.manual_seed(recipe.seed)
     pixels = torch.from_numpy(normalise(data.train.images.read(np.arange(48)), recipe.preprocessing(1)))

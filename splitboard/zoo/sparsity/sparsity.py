@@ -115,7 +115,7 @@ def _of_backbone(layers: _Layers, sparsity: Sparsity) -> list[tuple[str, _Layers
     for path, density in sorted(sparsity.modules, key=lambda one: -len(one[0])):
         own = {name: rest.pop(name) for name in layers if name in rest and f"{name}.".startswith(f"backbone.{path}.")}
         if not own:
-            known = {".".join(name.split(".")[1:n]) for name in layers for n in (2, 3)}
+            known = {"backbone", "heads", *(".".join(name.split(".")[1:n]) for name in layers for n in (2, 3))}
             raise UserError(
                 f'the backbone has no layer that can be sparse in "{path}"',
                 get_close_matches(path, known) or sorted(known),
