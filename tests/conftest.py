@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import venv
@@ -33,6 +34,10 @@ LONGEST = ("cli/test_demo.py", "calib/test_diagnose.py", "cli/test_bad_input.py"
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+
+# What a script begins in the background ignores Ctrl-C, and so does all that it begins in turn: the commands that tests
+# interrupt would go on for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
