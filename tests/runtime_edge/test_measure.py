@@ -183,9 +183,21 @@ def test_a_server_that_does_not_tell_its_time(bundle: Bundle) -> None:
         Timings().add(Inference(None, 1, {}), bundle.splits[0])
 
 
-def test_spans_that_do_not_explain_the_total() -> None:
+def timings_of(*samples: tuple[int, int]) -> Timings:
+    """Of ``(edge_ns, total_ns)``; the other spans took no time."""
     timings = Timings()
-    timings.spans_ns["edge"].append(94)
-    timings.total_ns.append(100)
+    for edge_ns, total_ns in samples:
+        for span, durations_ns in timings.spans_ns.items():
+            durations_ns.append(edge_ns if span == "edge" else 0)
+        timings.total_ns.append(total_ns)
+    return timings
+
+
+@pytest.mark.parametrize("samples", [[(94, 100)], [(106, 100)], [(94, 100), (94, 100), (100, 100)]])
+def test_spans_that_do_not_explain_the_total(samples: list[tuple[int, int]]) -> None:
     with pytest.raises(Inconclusive, match=r'the spans of split "s07" miss "6\.0%"'):
-        check_spans("s07", timings)
+        check_spans("s07", timings_of(*samples))
+
+
+def test_a_pause_between_two_spans_of_one_sample() -> None:
+    check_spans("s07", timings_of((99, 100), (99, 6000), (99, 100)))
