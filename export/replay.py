@@ -68,6 +68,11 @@ def _reduce_mean(x: Sequence[Tensor], attributes: Attributes) -> Tensor:
     return kept if attributes.get("keepdims", 1) else kept.squeeze(axes)
 
 
+def _global_mean(x: Sequence[Tensor], _: Attributes) -> Tensor:
+    # Written on NHWC, as shuffles are: of a map that both take, the converter would make one in NCHW for both.
+    return x[0].permute(0, 2, 3, 1).mean((1, 2), keepdim=True).permute(0, 3, 1, 2)
+
+
 def _reshape(x: Sequence[Tensor], attributes: Attributes) -> Tensor:
     # In ONNX a size of 0 means: as it was.
     return x[0].reshape([x[0].shape[i] if size == 0 else size for i, size in enumerate(attributes["input_1"])])
@@ -119,7 +124,7 @@ _OPERATORS: Mapping[str, Operator] = {
     "Conv": _conv,
     "Flatten": lambda x, a: torch.flatten(x[0], a.get("axis", 1)),
     "Gemm": _gemm,
-    "GlobalAveragePool": lambda x, a: x[0].mean((2, 3), keepdim=True),
+    "GlobalAveragePool": _global_mean,
     "Identity": lambda x, a: x[0],
     "MaxPool": _max_pool,
     "Mul": lambda x, a: x[0] * x[1],

@@ -200,8 +200,8 @@ def _match(
         if kind in _MOVES and operator.inputs[0] in found:
             name, index = found[operator.inputs[0]].name, operator.outputs[0]
             if kind == "TRANSPOSE" and name in dealt and index in seen:
-                # A channel shuffle: the same values, and the same range, in another order.
-                shuffled = {one: values[one] for one in dealt[name]}
+                # A channel shuffle, or the channels brought to the front for one: the same values in another order.
+                shuffled = {one: values[one] for one in [name, *dealt[name]]}
                 name = _nearest(seen[index], shuffled, subgraph.tensors[index].name.decode()).name
             found[index] = _Match(name, ())
         for index in operator.outputs:
@@ -242,13 +242,14 @@ def _tflite_values(
 
 
 def _nearest(value: NDArray[np.float32], values: Mapping[str, NDArray[np.float32]], found_as: str) -> _Match:
-    """The ONNX tensor with these values; shapes may differ by reshaping."""
-    flat = value.reshape(-1)
-    errors: dict[str, float] = {}
-    for name, candidate in values.items():
-        if candidate.size == flat.size:
-            scale = float(np.abs(candidate).max())
-            errors[name] = float(np.abs(candidate.reshape(-1) - flat).max()) / (scale or 1.0)
+    """The ONNX tensor with these values; shapes may differ by reshaping, and the channels may come first.
+
+    The converter leaves them there for an addition between two shuffles, which are both in the middle of it.
+    """
+    errors = _errors(value, values)
+    if min(errors.values(), default=np.inf) > MATCH_LIMIT:
+        images = {name: one for name, one in values.items() if one.ndim == 1 + IMAGE_RANK and one.size == value.size}
+        errors |= _errors(value, {name: np.moveaxis(one, -1, 2) for name, one in images.items()})
     best = min(errors, key=lambda name: errors[name], default="")
     if not errors.get(best, np.inf) <= MATCH_LIMIT:
         raise SplitboardError(
@@ -256,3 +257,13 @@ def _nearest(value: NDArray[np.float32], values: Mapping[str, NDArray[np.float32
             f'(nearest: "{best}", off by {errors.get(best, np.inf):.1e})'
         )
     return _Match(best, tuple(name for name, error in errors.items() if name != best and error <= MATCH_LIMIT))
+
+
+def _errors(value: NDArray[np.float32], values: Mapping[str, NDArray[np.float32]]) -> dict[str, float]:
+    """Largest difference from each tensor of this size, relative to its largest value."""
+    flat, found = value.reshape(-1), {}
+    for name, candidate in values.items():
+        if candidate.size == flat.size:
+            scale = float(np.abs(candidate).max())
+            found[name] = float(np.abs(candidate.reshape(-1) - flat).max()) / (scale or 1.0)
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -13,8 +14,8 @@ from export.graph import Graph
 TASKS = ["shape", "colour"]
 
 
-def exported(net: nn.Module) -> Graph:
-    """As `splitboard export` makes it: ``[1, 3, 32, 32]`` to the scores of both tasks."""
+def exported(net: nn.Module, outputs: Sequence[str] = TASKS) -> Graph:
+    """As `splitboard export` makes it: ``[1, 3, 32, 32]`` to the scores, of both tasks unless others are named."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -24,7 +25,7 @@ def exported(net: nn.Module) -> Graph:
             optimize=False,
             verbose=False,
             input_names=["image"],
-            output_names=TASKS,
+            output_names=list(outputs),
         )
     assert program is not None
     return Graph(clean(program.model_proto).model)

@@ -97,9 +97,14 @@ class Names:
 
 
 def board(job: str) -> str:
-    """What the board's times were multiplied by."""
-    edge = job.rsplit("-x", 1)[1]
-    return "board as fast as the server" if edge == "1" else f"board {edge}x slower (assumed)"
+    """What the board's times were multiplied by, in words."""
+    edge = slowness(job)
+    return "the measured thread as board" if edge == 1 else f"board {edge:g}x slower (assumed)"
+
+
+def slowness(job: str) -> float:
+    """What the board's times were multiplied by, as a number."""
+    return float(job.rsplit("-x", 1)[1])
 
 
 def of(cells: Sequence[Cell], **wanted: float) -> list[Cell]:
@@ -108,5 +113,6 @@ def of(cells: Sequence[Cell], **wanted: float) -> list[Cell]:
 
 
 def slow_jobs(results: Results) -> list[str]:
-    """With the upload as it is, on the slower board: one per network."""
-    return [job for job in results.simulations if f"-{RAW}-x4" in job]
+    """With the upload as it is, on the slowest board: one per network."""
+    slowest = max(map(slowness, results.simulations))
+    return [job for job in results.simulations if f"-{RAW}-" in job and slowness(job) == slowest]

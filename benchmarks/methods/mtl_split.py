@@ -154,7 +154,8 @@ def _about(compared: Compared) -> str:
     return (
         f"{setting.network.backbone} from random weights at {setting.network.size} pixels, {counts['train']:,} "
         f"training images, {steps} steps of {setting.recipe.batch}, {counts['test']:,} test images; mean ± standard "
-        f"deviation, seeds {', '.join(map(str, compared.seeds))}. Bytes and multiply-accumulates are of all tasks."
+        f"deviation, seeds {', '.join(map(str, compared.seeds))}. One network per task has "
+        "the paper's head too. Bytes and multiply-accumulates are of all tasks."
     )
 
 

@@ -288,9 +288,10 @@ def _measured(asked: Contest, found: Held) -> str:
 ABOUT = f"""\
 One EfficientNet-Lite0 at 160 pixels for both tasks of the solar cells, its heads on the flattened feature map as in
 MTL-Split with one weight in 8, exits behind its blocks 4 and 10, INT8 on the edge, and the split chosen per image. An
-exit answers where the validation images allow at most {ALLOWED_DROP_POINTS} points of loss. The other three contestants
-are the same network with dense heads and without exits, trained in the same way. Each was trained once: trainings of
-one network differ by points, so what lies between the two in accuracy is no finding."""
+exit answers where the validation images allow at most {ALLOWED_DROP_POINTS} points of loss, and only where something
+was to be sent: a local answer is the whole network's. The other three contestants are the same network with
+dense heads and without exits, trained in the same way. Each was trained once:
+trainings of one network differ by points, so what lies between the two in accuracy is no finding."""
 
 
 if __name__ == "__main__":

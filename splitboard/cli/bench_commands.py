@@ -146,6 +146,7 @@ def _here(bundle: Path, loaded: Bundle, request: BenchRequest) -> dict[str, tupl
 
 def _say(found: Mapping[str, tuple[Path, list[RunRecord]]], loaded: Bundle, json: bool) -> None:
     from splitboard.cli.tables import console
+    from splitboard.contract.record import FLOAT_REFERENCE
     from splitboard.report.outputs import BenchOutput
     from splitboard.report.results import result_json, summarise
     from splitboard.report.table import print_results
@@ -158,7 +159,8 @@ def _say(found: Mapping[str, tuple[Path, list[RunRecord]]], loaded: Bundle, json
         if name != _LOCAL:
             typer.echo(f"\n{name}")
         print_results(console(), summary)
-        for engine in sorted({record.engine for record in records if record.engine.startswith("onnxruntime")}):
+        halves = [record for record in records if record.split != FLOAT_REFERENCE]
+        for engine in sorted({record.engine for record in halves if record.engine.startswith("onnxruntime")}):
             typer.echo(f"edge halves simulated by {engine}: TensorRT runs them on the board, and has other times")
         typer.echo(f"\nRecords: {file}")
 

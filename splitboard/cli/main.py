@@ -87,7 +87,8 @@ def _in_our_words(error: Any, arguments: Sequence[str]) -> UserError:
     message = error.format_message().replace("'", '"')
     message = re.sub(r"(?<=option: )(\S+)|(?<=argument\(s\) )\((.*)\)", r'"\1\2"', message)
     options = getattr(getattr(error, "param", None), "opts", ())
-    given = next((value for option, value in pairwise(arguments) if option in options), None)
+    # Of an option that is given twice the last one counts.
+    given = next((value for option, value in reversed([*pairwise(arguments)]) if option in options), None)
     if given is not None and f'"{given}"' not in message:
         message = f'{message}, found "{given}"'
     return UserError(message, [f"{command} --help"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 import shlex
 import signal
 import sys
@@ -37,6 +38,9 @@ from splitboard.zoo.training.loop import Log
 
 CHECKPOINT_STEPS = 100
 """How often the state of a training is kept. An interruption by Ctrl-C is kept in any case."""
+
+STALE_SHARE = 0.05
+"""Largest share that running statistics may have kept of where they began."""
 
 
 def train_network(
@@ -97,6 +101,7 @@ def train_and_write(asked: Training, target: Path, kept: Path, log: Path | None 
     started = time.monotonic()
     model = _trained(asked, kept, log)
     seconds = time.monotonic() - started
+    _warn_of_stale_statistics(model, asked)
     deployed = asked.recipe.preprocessing(asked.data.source_channels)
     spec, factory = target.with_suffix(".toml"), target.with_suffix(".py")
     write_whole(spec, spec_text(deployed, asked.classes, model.outputs))
@@ -147,6 +152,21 @@ def _trained(asked: Training, kept: Path, log: Path | None) -> MultiTaskNet:
             )
         raise
     return model
+
+
+def _warn_of_stale_statistics(model: MultiTaskNet, asked: Training) -> None:
+    """Batch normalisation infers with running means, which follow slowly: by 1 % a step in MobileNetV3."""
+    per_epoch = len(asked.data.train.images) // asked.recipe.batch
+    n_steps = per_epoch * sum(one.epochs for one in asked.recipe.stages)
+    momenta = [one.momentum for one in model.modules() if isinstance(one, torch.nn.BatchNorm2d) and one.momentum]
+    slowest = min(momenta, default=1.0)
+    left = (1 - slowest) ** n_steps
+    if left > STALE_SHARE and asked.weights is None:
+        needed = math.ceil(math.log(STALE_SHARE) / math.log1p(-slowest) / per_epoch)
+        sys.stderr.write(
+            f"warning: {n_steps} steps leave {left:.0%} of batch normalisation's statistics as they were at first "
+            f"(momentum {slowest:g}), and the answers are wrong for it\nTry: --epochs {needed} or more\n"
+        )
 
 
 def _begin(model: MultiTaskNet, asked: Training) -> str:
@@ -214,7 +234,10 @@ def _scalars(folder: Path | None) -> Iterator[Log | None]:
         return
     from torch.utils.tensorboard import SummaryWriter
 
-    writer: Any = SummaryWriter(str(folder))
+    try:
+        writer: Any = SummaryWriter(str(folder))
+    except OSError as error:
+        raise UserError(f'cannot log to "{folder}": {error.strerror}', ["--log FOLDER", "leave --log out"]) from error
     try:
         yield writer.add_scalar
     finally:

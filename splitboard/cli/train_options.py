@@ -249,6 +249,8 @@ def _sparsity(request: TrainRequest) -> Sparsity | None:
         part, separator, density = text.strip().partition("=")
         if not separator or not part:
             raise UserError(f'--density "{text}" names no part', ["--density backbone=1/8,heads=1/16"])
+        if part in densities:
+            raise UserError(f'--density "{request.density}" names "{part}" twice', [f"--density {part}={density}"])
         try:
             densities[part] = Fraction(density)
         except (ValueError, ZeroDivisionError) as error:

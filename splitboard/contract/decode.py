@@ -92,6 +92,6 @@ def read_json(cls: Type[T], path: Path) -> T:
     try:
         return decode(cls, json.loads(path.read_text(encoding="utf-8")), str(path))
     except OSError as error:
-        raise UserError(f'cannot read "{path}": {error.strerror}') from error
+        raise UserError(f'cannot read "{path}": {error.strerror}', ["a file that splitboard wrote"]) from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f'"{path}" is not valid JSON: {error}') from error
+        raise UserError(f'"{path}" is not valid JSON: {error}', ["a file that splitboard wrote"]) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -47,10 +46,13 @@ def check_file(target: Path, beginning: str) -> None:
         blocking = next((parent for parent in target.parents if parent.exists()), target)
         if not blocking.is_dir():
             raise UserError(f'cannot write "{target}": "{blocking}" is a file', ["name another file with -o"])
-        if not os.access(blocking, os.W_OK | os.X_OK):
+        try:
+            tempfile.TemporaryFile(dir=blocking).close()  # permissions do not tell: not of root's, nor of /proc
+        except OSError as error:
             raise UserError(
-                f'cannot write "{target}": "{blocking}" is not yours to write', ["name another file with -o"]
-            )
+                f'cannot write "{target}": nothing can be written to "{blocking}" ({error.strerror})',
+                ["name another file with -o"],
+            ) from error
         return
     if target.is_file():
         with open(target, "rb") as file:

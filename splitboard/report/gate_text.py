@@ -111,7 +111,7 @@ def ability(one: Detectable) -> str:
     )
     if one.n_passing is None:
         needed = "a margin above 0" if one.n_needed is None else f"{one.n_needed:,} samples"
-        return f"{head}: {detects}; it cannot PASS even if nothing changes: that needs {needed}"
+        return f"{head}: {detects}; it cannot PASS if nothing changes: that needs {needed}"
     return f"{head}: {detects}; it can PASS with at most {one.n_passing} lost"
 
 

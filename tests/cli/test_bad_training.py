@@ -36,6 +36,11 @@ WRONG = {
     "weight of an exit": Wrong(["shapes", "--exit", "layer2=x"], "layer2=x"),
     "density that no degree allows": Wrong(["shapes", "--density", "backbone=1/3"], "1/3", "1/2"),
     "density between groups": Wrong(["shapes", "--density", "backbone=3/8"], "3/8", "1/2"),
+    "density of one part twice": Wrong(
+        ["shapes", "--density", "heads=1/8,heads=1/4"], "heads=1/8,heads=1/4", "heads=1/4"
+    ),
+    "misspelt part of a density": Wrong(["shapes", "--density", "hads=1/8"], "hads", "density heads=1/8"),
+    "second of two epochs": Wrong(["shapes", "--epochs", "1", "--epochs", "-1"], "-1", "--help"),
     "density above one": Wrong(["shapes", "--density", "heads=9/8"], "9/8", "1/8"),
     "density of nothing": Wrong(["shapes", "--density", "1/8"], "1/8", "backbone="),
     "pattern of nothing": Wrong(["shapes", "--pattern", "grouped"], "grouped", "--density"),
@@ -46,6 +51,8 @@ WRONG = {
     "batch larger than the data": Wrong(["shapes", "--batch", "9000", "--epochs", "1"], "9000", "smaller batch"),
     "weights that are none": Wrong(["shapes", "--weights", "garbage.bin"], "garbage.bin"),
     "log into a file": Wrong(["shapes", "--log", "garbage.bin"], "garbage.bin"),
+    "log where nothing can be": Wrong(["shapes", "--log", "/proc/nolog"], "/proc/nolog", "leave --log out"),
+    "weights where nothing can be": Wrong(["shapes", "-o", "/proc/x.safetensors"], "/proc/x", "-o"),
     "name of another module": Wrong(["shapes", "-o", "out/json.safetensors"], "json", "my_net"),
     "files for a set without": Wrong(["elpv", "--data", "x"], "x"),
     "no files for a set of files": Wrong(["faces"], "faces", "--data"),

@@ -85,6 +85,8 @@ def test_local_only_needs_no_server(
     argv = ["bench", str(tiny_bundle), "--data", str(tiny_samples), "-o", str(tmp_path / "r.jsonl"), "--split", "s09"]
     (local,) = output(capfd, "bench-output", *argv, "--limit", "20", "--server", "http://127.0.0.1:9")["splits"]
     assert (local["kind"], local["payload_bytes"], local["link_ms_p50"]) == ("local", 0, 0.0)
+    assert run([*argv, "--limit", "20", "--server", "http://127.0.0.1:9"]) == 0
+    assert "simulated" not in capfd.readouterr().out  # ONNX Runtime gave the float model's answers alone
 
 
 def test_serve_says_its_url_and_ends_on_a_signal(tiny_bundle: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 import onnx
@@ -15,13 +16,19 @@ from sparse_graphs import exported
 from torch import nn
 from torch.nn import functional as F
 
+from calib.artefact import count_operators
 from export.costs import Costs
 from export.cuts import multi_tensor_cuts, single_tensor_cuts
+from export.edge_form import edge_form
 from export.graph import Graph
 from export.reference import reference_session
 from export.replay import Replay, shared_constants
 from export.shuffles import inside_shuffles, shuffles
 from export.tflite import convert, onnx_name
+from splitboard.zoo import networks
+from splitboard.zoo.multitask import ExitAt
+from splitboard.zoo.networks import Network
+from splitboard.zoo.sparsity import Sparsity
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +143,31 @@ def test_the_file_has_one_form_of_shuffle_and_no_other_transposition(graph: Grap
 
 
 def test_every_tensor_of_the_file_has_the_values_of_its_name(graph: Graph) -> None:
+    assert rightly_named(graph) >= 9  # of each of the three shuffles: what goes in, twice, and what comes out, twice
+
+
+@pytest.fixture(scope="module")
+def mobile() -> Graph:
+    """MobileNetV3-small: where a block ends without activation, its output is added, pooled for exits, and shuffled."""
+    classes, sparsity = (("shape", 2), ("colour", 3)), Sparsity(Fraction(1, 8), Fraction(1, 8))
+    network = Network("mobilenet-v3-small", classes, 32, exits=(ExitAt("3"), ExitAt("8")), sparsity=sparsity)
+    torch.manual_seed(0)
+    net = networks.make(network).eval()
+    return edge_form(exported(net, [one.name for one in net.outputs]))
+
+
+def test_a_cut_through_what_is_added_pooled_and_shuffled_takes_no_transposition(mobile: Graph) -> None:
+    samples = [np.random.default_rng(2).normal(size=(1, 3, 32, 32)).astype(np.float32)]
+    names = [name for name in mobile.producer if name not in inside_shuffles(mobile)]
+    added = next(one.source for one in shuffles(mobile) if mobile.nodes[mobile.producer[one.source]].op_type == "Add")
+    content = convert(mobile, {"local": mobile.outputs, "cut": [added, *mobile.outputs]}, samples, names).content
+    operators = count_operators(content)["cut"]
+    assert sum(n for kind, n in operators.items() if kind.startswith("TRANSPOSE")) == len(list(shuffles(mobile)))
+    assert rightly_named(mobile) >= 3 * len(list(shuffles(mobile)))
+
+
+def rightly_named(graph: Graph) -> int:
+    """Asserts that every tensor of the file has the values of its name; returns how many are of shuffles."""
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     random = np.random.default_rng(1)
@@ -166,4 +198,4 @@ def test_every_tensor_of_the_file_has_the_values_of_its_name(graph: Graph) -> No
         value = expected[name].transpose(0, 2, 3, 1) if expected[name].ndim == 4 else expected[name]
         np.testing.assert_allclose(interpreter.get_tensor(operator.outputs[0]).ravel(), value.ravel(), atol=1e-4)
         checked += name in dealt or name in {one.result for one in shuffles(graph)}
-    assert checked >= 9  # of each of the three shuffles: what goes in, twice, and what comes out, twice
+    return checked

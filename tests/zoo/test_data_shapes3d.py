@@ -107,6 +107,11 @@ def group(path: Path) -> None:
         file.create_group("labels")
 
 
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 def labelled(column: int, value: float) -> Callable[[Path], None]:
     def change(path: Path) -> None:
         with h5py.File(path, "r+") as file:
@@ -124,13 +129,14 @@ def no_test(path: Path) -> None:
     ("change", "said", "tried"),
     [
         (missing, "there is no file", "google-deepmind/3d-shapes"),
+        (folder, "is a folder", "google-deepmind/3d-shapes"),
         (no_hdf5, "as HDF5", "download"),
         (changed("images", lambda old: None), 'no dataset "images"', "images and labels"),
         (changed("labels", lambda old: None), 'no dataset "labels"', "images and labels"),
         (group, 'no dataset "labels"', "images and labels"),
         (changed("images", lambda old: old[:, ::2, ::2]), '"240x32x32x3 uint8"', "Nx64x64x3 uint8"),
         (changed("images", lambda old: old.astype(np.float32)), '"240x64x64x3 float32"', "Nx64x64x3 uint8"),
-        (changed("images", lambda old: old[:-1]), '"239x64x64x3 uint8"', "one row of labels for each image"),
+        (changed("images", lambda old: old[:-1]), 'has "239" images and "240" rows of labels', "one row of labels"),
         (changed("labels", lambda old: old[:, :5]), '"240x5 float64"', "Nx6 float64"),
         (changed("labels", lambda old: old.astype(np.int64)), '"240x6 int64"', "Nx6 float64"),
         (changed("labels", lambda old: 3.0), '"one value float64"', "Nx6 float64"),

@@ -62,10 +62,15 @@ def cells() -> DataSet:
 # What is written
 
 
-def test_what_is_trained_is_written_and_evaluated(small: DataSet, tmp_path: Path) -> None:
+def test_what_is_trained_is_written_and_evaluated(
+    small: DataSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     wanted = asked(small)
     target = tmp_path / "net.safetensors"
     made = train_and_write(wanted, target, tmp_path / "net.checkpoint")
+    # 0.99 to the power of 6; and 299 steps of 3 an epoch until less than a twentieth is left
+    assert "warning: 6 steps leave 94% of batch normalisation's statistics" in (said := capsys.readouterr().err)
+    assert "Try: --epochs 100 or more" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["net.py", "net.safetensors", "net.toml"]
     assert made.checkpoint_sha256 == hashlib.sha256(target.read_bytes()).hexdigest()
 

@@ -111,7 +111,8 @@ def _opened(path: Path) -> Iterator[Any]:
     except ModuleNotFoundError as error:
         raise UserError('3D Shapes is read with "h5py", which is not installed', ["pip install h5py"]) from error
     if not path.is_file():
-        raise UserError(f'there is no file "{path}"', ["name 3dshapes.h5 of github.com/google-deepmind/3d-shapes"])
+        missing = f'"{path}" is a folder' if path.is_dir() else f'there is no file "{path}"'
+        raise UserError(missing, ["name 3dshapes.h5 of github.com/google-deepmind/3d-shapes"])
     try:
         with h5py.File(path, "r") as file:
             yield file
@@ -126,17 +127,21 @@ def _factors(path: Path) -> NDArray[np.int64]:
             if name not in file or not hasattr(file[name], "dtype"):
                 raise UserError(f'"{path}" has no dataset "{name}"', ["3dshapes.h5 has images and labels"])
         images, labels = file["images"], file["labels"]
-        count = len(labels) if labels.ndim else 0
         for name, dataset, shape, kind in (
-            ("labels", labels, (count, len(FACTORS)), np.float64),
-            ("images", images, (count, *_IMAGE), np.uint8),
+            ("labels", labels, (len(FACTORS),), np.float64),
+            ("images", images, _IMAGE, np.uint8),
         ):
-            if dataset.shape != shape or dataset.dtype != kind:
-                wanted = "x".join(("N", *map(str, shape[1:])))
+            if not dataset.ndim or dataset.shape[1:] != shape or dataset.dtype != kind:
+                wanted = "x".join(("N", *map(str, shape)))
                 raise UserError(
                     f'"{name}" of "{path}" is "{"x".join(map(str, dataset.shape)) or "one value"} {dataset.dtype}"',
                     [f"3dshapes.h5 has {wanted} {np.dtype(kind)}, one row of labels for each image"],
                 )
+        if len(images) != len(labels):
+            raise UserError(
+                f'"{path}" has "{len(images)}" images and "{len(labels)}" rows of labels',
+                ["3dshapes.h5 has one row of labels for each image"],
+            )
         values = np.asarray(labels[:], np.float64)
     return np.stack([_indices(values[:, column], column, path) for column in range(len(FACTORS))], axis=1)
 

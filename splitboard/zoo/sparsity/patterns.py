@@ -49,7 +49,8 @@ class Junction:
         raise UserError(
             f'out-degree "{self.out_degree}" of a junction of {self.inputs} to {self.outputs} is not admissible: '
             f"every output needs the same whole number of inputs",
-            [f"out-degree {' or '.join(map(str, near))}", f"any multiple of {step} up to {self.outputs}"],
+            [f"out-degree {' or '.join(map(str, near))}"]
+            + ([f"any multiple of {step} up to {self.outputs}"] if 2 * step < self.outputs else []),
         )
 
     @property

@@ -118,7 +118,7 @@ def _of_backbone(layers: _Layers, sparsity: Sparsity) -> list[tuple[str, _Layers
             known = {"backbone", "heads", *(".".join(name.split(".")[1:n]) for name in layers for n in (2, 3))}
             raise UserError(
                 f'the backbone has no layer that can be sparse in "{path}"',
-                get_close_matches(path, known) or sorted(known),
+                [f"density {one}={density}" for one in get_close_matches(path, known) or sorted(known)],
             )
         found.append((f'module "{path}"', own, density))
     return [("backbone", rest, sparsity.backbone), *found]
