@@ -12,6 +12,7 @@ from export.model import Model
 from export.splits import SplitPoint, Splits
 from export.verify import verify_all
 from splitboard.cli.console import steps
+from splitboard.contract.errors import UserError
 
 AUTO = "auto"
 _SEED = 0
@@ -56,7 +57,11 @@ def choose_for_build(model: Model, splits: Splits, wanted: str, local: str, prec
     """
     tasks = [task.strip() for task in local.split(",") if task.strip()]
     check_tasks(model, splits, tasks)
-    if wanted.strip() == AUTO:
+    named = [part.strip() for part in wanted.split(",")]
+    if AUTO in named and len(named) > 1:
+        others = ",".join(part for part in named if part != AUTO)
+        raise UserError(f'"{AUTO}" chooses by itself, found "{wanted}"', [f"--split {AUTO}", f"--split {others}"])
+    if named == [AUTO]:
         chosen = choose_automatically(splits, tasks, _BYTES_ON_THE_WIRE[precision])
     else:
         chosen = choose(model, splits, wanted)

@@ -268,6 +268,7 @@ WRONG = {
     "split": Wrong(build(split="s99"), "s99", '"s08"'),
     "split without a number": Wrong(build(split="s\u00b2"), "s\u00b2", "s07"),
     "no split": Wrong(build(split=""), "", "s07"),
+    "split beside auto": Wrong(build(split="auto,s03"), "auto,s03", "--split s03"),
     "split at an end": Wrong(build(split="local"), "local", "every bundle holds it"),
     "split inside a block": Wrong(
         build(split="blocks.0.project"), "blocks.0.project", "sends 2 tensors and cuts there"
